@@ -1,0 +1,1 @@
+"""Containers, built from system calls, with the kernel as the proof."""
