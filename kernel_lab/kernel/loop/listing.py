@@ -25,8 +25,8 @@ def show(listing: Listing) -> str:
     """The listing as a table for the eye: offset, bytes, assembly, why."""
     lines, at = [], 0
     for octets, text, why in listing:
-        offset = "" if text.endswith(":") else f"{at:4x}"
         comment = f"; {why}" if why else ""
-        lines.append(f"{offset:4}  {octets:23}  {text:24}  {comment}".rstrip())
+        line = f"{text:56}" if text.endswith(":") else f"{at:6x}  {octets:22}  {text:24}"
+        lines.append(f"{line}  {comment}".rstrip())
         at += len(bytes.fromhex(octets))
     return "\n".join(lines)
