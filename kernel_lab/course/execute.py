@@ -1,0 +1,69 @@
+"""Execute a notebook in memory, the way that build and run share: a kernel of its own, no ports, nothing written."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+from kernel_lab.course.exercises import STRICT
+from kernel_lab.course.notebook import LABS, Notebook
+
+CELL_SECONDS = 120
+START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Outcome:
+    seconds: float
+    error: str = ""  # the first cell that failed, in one line
+
+
+def execute(notebook: Notebook, folder: Path, *, strict: bool, each: Callable[[], object] = lambda: None) -> Outcome:
+    """Run every cell in `folder`, filling the outputs in; stop at the first that fails. `each` is called after every cell."""
+    begun = time.monotonic()
+    sockets = tempfile.mkdtemp(prefix="klab-kernel-")  # short: the path of a Unix socket ends at 107 bytes
+    try:
+        error = asyncio.run(_execute(_client(notebook, folder, sockets), strict, each))
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
+    return Outcome(time.monotonic() - begun, error)
+
+
+def _client(notebook: Notebook, folder: Path, sockets: str) -> NotebookClient:
+    return NotebookClient(
+        notebook,
+        km=AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=f"{sockets}/k"),
+        timeout=CELL_SECONDS,
+        startup_timeout=START_SECONDS,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+    )
+
+
+async def _execute(client: NotebookClient, strict: bool, each: Callable[[], object]) -> str:
+    place = "before the first cell"
+    try:
+        async with client.async_setup_kernel(env=_environment(strict), cleanup_kc=True):
+            for index, cell in enumerate(client.nb.cells):
+                place = f"cell {index + 1}"
+                await client.async_execute_cell(cell, index, execution_count=client.code_cells_executed + 1)
+                each()
+    except CellExecutionError as error:
+        return f"{place}: {error.ename}: {' '.join(error.evalue.split())}"
+    except (CellTimeoutError, DeadKernelError) as error:
+        return f"{place}: {' '.join(str(error).split())}"
+    return ""
+
+
+def _environment(strict: bool) -> dict[str, str]:
+    path = [str(LABS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path), STRICT: str(int(strict))}

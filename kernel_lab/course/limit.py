@@ -1,0 +1,35 @@
+"""A limit on the time that a learner's code may take."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+AGAIN = 10.0  # an answer that swallows the first interruption meets the next one
+
+
+class OutOfTime(BaseException):
+    """Not an Exception, so that `except Exception` in an answer cannot swallow it."""
+
+
+@contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime in the block after so many seconds.
+
+    Python runs signal handlers in the main thread alone, which is where a notebook runs its cells; elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise OutOfTime(f"no answer within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,68 @@
+"""What the cells of a lab use, under one import: `lab` first, `audit` last, and between them `check`, `predict`, `fails`, `peer`, `user`."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kernel_lab.course.exercises import check, yours
+from kernel_lab.course.needs import missing
+from kernel_lab.course.pictures import Box, Link, boxes, rows, side_by_side
+from kernel_lab.course.predictions import predict
+from kernel_lab.kernel.errors import KernelError, UsageError
+from kernel_lab.kernel.snapshot import Snapshot, snapshot
+from kernel_lab.namespaces.part import Part
+from kernel_lab.namespaces.user import User
+
+__all__ = ["Box", "Link", "audit", "boxes", "check", "fails", "lab", "peer", "predict", "rows", "side_by_side", "user", "yours"]
+
+PATIENCE = 20.0  # seconds that the kernel gets to finish what it does after the last process of a namespace is gone
+_begun: list[tuple[str, Snapshot]] = []
+
+
+def lab(number: str, *needs: str) -> None:
+    """Say in one line that the lab can run here, and remember what the machine holds now for `audit`."""
+    absent = missing(*needs)
+    if absent:
+        raise UsageError(f"lab {number} cannot run here: " + "; ".join(f"{need} is missing ({mend})" for need, mend in absent.items()))
+    _begun[:] = [(number, snapshot())]
+    print(f"Lab {number}: what it needs is here. Containers start {'as root' if os.geteuid() == 0 else 'rootless'}.")
+
+
+def audit(patience: float = PATIENCE) -> None:
+    """Assert that nothing is left of what the lab made in the kernel and on disk since `lab`."""
+    if not _begun:
+        raise UsageError("audit() compares with what lab() saw: run the lab's first code cell before it")
+    number, before = _begun[0]
+    leaks = before.leaks(patience)
+    if leaks:
+        raise AssertionError(f"lab {number} left something behind (klab cleanup finds it):\n{leaks}")
+    print("Nothing is left: no namespace, process, mount, link, rule, open descriptor or record.")
+
+
+def user() -> tuple[Part, ...]:
+    """The parts that let an ordinary user start containers; none as root: `Container(*user(), UTS("box"))`."""
+    return () if os.geteuid() == 0 else (User(),)
+
+
+@contextmanager
+def fails(*errors: type[Exception]) -> Iterator[None]:
+    """The block fails on purpose: print the error in one line; if it does not fail, say so with an AssertionError."""
+    expected = errors or (KernelError, UsageError)
+    try:
+        yield
+    except expected as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    else:
+        raise AssertionError("this was to fail on purpose, and it did not")
+
+
+def peer(command: str, timeout: float = 60.0) -> str:
+    """What another tool prints for the same thing; one line that says so where it is not installed, or when it fails."""
+    argv = shlex.split(command)
+    absent = missing(argv[0])
+    if absent:
+        return f"{argv[0]} is not installed here ({absent[argv[0]]})"
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
+    return done.stdout.rstrip("\n") if done.returncode == 0 else f"{argv[0]}: exit {done.returncode}: {' '.join(done.stderr.split())}"
