@@ -5,6 +5,7 @@ import pickle
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -101,8 +102,8 @@ def unsigned(value):
 
 def test_values_are_the_headers_values(tmp_path):
     compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler to read the headers with")
+    if compiler is None or not Path("/usr/include/linux/openat2.h").exists():
+        pytest.skip("no C compiler, or none of the kernel's headers, to compare with")
     found = {}
     for number, headers in enumerate(HEADERS):
         found |= printed_by_c(compiler, tmp_path, headers, with_enums=number == 0)
