@@ -1,0 +1,172 @@
+"""Everything of the kit whose creator is dead, found and taken away. What a living process has made is never touched.
+
+The order of `leftovers()` is that of the removal: processes first, since what they use cannot go before them, and records last, since they
+are what the rest is found by.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from kernel_lab import records, state
+from kernel_lab.kernel import mountinfo
+from kernel_lab.members import Members
+from kernel_lab.records import Record
+from kernel_lab.state import Creator, Leftover
+
+CGROUPS = Path("/sys/fs/cgroup")
+PREFIX = "klab"
+DEPTH = 4
+LOG, UNREADABLE = "log", "unreadable record"
+
+
+def leftovers() -> list[Leftover]:
+    """Everything of this user's, of the directories that the state is kept in now."""
+    return [*_processes(), *_networks(), *_mounts(), *_cgroups(), *_records(), *_files(), *_log()]
+
+
+def remove(found: Iterable[Leftover]) -> None:
+    """Take each away, whatever becomes of the others; raises what went wrong, all together."""
+    errors = []
+    for leftover in found:
+        try:
+            leftover.remove()
+        except Exception as error:
+            error.add_note(f"while removing {leftover.kind} {leftover.name}")
+            errors.append(error)
+    if errors:
+        raise ExceptionGroup("not everything could be removed", errors)
+
+
+def of_dead_creators() -> None:
+    """What a janitor does last. A log that nobody may have read yet stays, and a record that may be another version's."""
+    remove(leftover for leftover in leftovers() if leftover.kind not in (LOG, UNREADABLE))
+
+
+def _dead(creator: Creator) -> str:
+    return f"its creator, process {creator.pid}, has ended"
+
+
+def _abandoned() -> list[Record]:
+    return [record for record in records.all() if not record.creator.alive()]
+
+
+def _processes() -> Iterator[Leftover]:
+    for record in _abandoned():
+        if record.alive():
+            yield Leftover("process", f"{record.pid} ({record.name})", _dead(record.creator), partial(_kill, record))
+
+
+def _kill(record: Record) -> None:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        members = Members.of(record.pid, record.namespaces)
+        # It lives still, so its number has been its own all the time, and what has been opened is its.
+        if record.alive():
+            members.kill_all()
+        members.close()
+
+
+def _networks() -> list[Leftover]:
+    try:
+        from kernel_lab.networks.cleanup import leftovers
+    except ImportError:
+        return []
+    return leftovers()
+
+
+def _places() -> list[str]:
+    return [os.path.realpath(path) for path in (state.run_path(), state.data_path())]
+
+
+def _owner(path: str) -> Creator | None:
+    """The dead creator that something below the directories of the kit's state is stamped with."""
+    for place in _places():
+        if path.startswith(f"{place}/"):
+            creator = Creator.in_name(os.path.relpath(path, place))
+            return creator if creator and not creator.alive() else None
+    return None
+
+
+def _mounts() -> Iterator[Leftover]:
+    # The last one that was mounted first: others may lie below or under it.
+    for mount in reversed(mountinfo.mounts()):
+        if creator := _owner(mount.point):
+            yield Leftover("mount", mount.point, _dead(creator), partial(_run, "umount", "--lazy", mount.point))
+
+
+def _cgroups() -> Iterator[Leftover]:
+    for directory in _named(CGROUPS, DEPTH):
+        creator = Creator.in_name(directory.name)
+        if creator and not creator.alive():
+            yield Leftover("cgroup", str(directory), _dead(creator), partial(_remove_cgroup, directory))
+
+
+def _named(directory: Path, depth: int) -> Iterator[Path]:
+    """The control groups that carry the kit's prefix, the inner ones first."""
+    with suppress(OSError):
+        for entry in os.scandir(directory):
+            if entry.is_dir(follow_symlinks=False):
+                if depth > 1:
+                    yield from _named(Path(entry), depth - 1)
+                if entry.name.startswith(PREFIX):
+                    yield Path(entry)
+
+
+def _remove_cgroup(directory: Path) -> None:
+    with suppress(FileNotFoundError):
+        for below, _, _ in os.walk(directory, topdown=False):
+            os.rmdir(below)
+
+
+def _records() -> Iterator[Leftover]:
+    for record in _abandoned():
+        yield Leftover("record", record.name, _dead(record.creator), partial(_forget, record))
+    for path in records.unreadable():
+        yield Leftover(UNREADABLE, path.name, "it cannot be read", partial(path.unlink, missing_ok=True))
+
+
+def _forget(record: Record) -> None:
+    if record.alive():
+        raise RuntimeError(f"process {record.pid} still runs, and this record is what it is found by")
+    records.drop(record.id)
+
+
+def _files() -> Iterator[Leftover]:
+    """What carries the stamp of a dead creator: temporary files and directories, half-made root filesystems."""
+    for place in _places():
+        for directory, subdirectories, files in os.walk(place):
+            stamped = [name for name in (*subdirectories, *files) if _owner(os.path.join(directory, name))]
+            for name in stamped:
+                path = Path(directory, name)
+                if creator := _owner(str(path)):
+                    yield Leftover("file", str(path), _dead(creator), partial(discard, path))
+            # Not into root filesystems: they are large, and nothing in them is named by the kit.
+            subdirectories[:] = [name for name in subdirectories if name not in stamped and not os.path.isdir(os.path.join(directory, name, "bin"))]
+
+
+def discard(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it, unless it is gone already."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    # What a user's root filesystem holds belongs to ids that are that user's only in a user namespace.
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        _run("unshare", "--user", "--map-root-user", "--map-auto", "rm", "-rf", "--one-file-system", str(path))
+
+
+def _log() -> Iterator[Leftover]:
+    path = state.run_path() / "janitor.log"
+    if path.exists():
+        yield Leftover(LOG, str(path), "a janitor has met errors; read it first", partial(path.unlink, missing_ok=True))
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)

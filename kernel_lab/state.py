@@ -1,0 +1,141 @@
+"""Where the kit keeps its state, how its files change, and whose a thing on disk is.
+
+What a process makes in these directories for itself alone carries its stamp, `NUMBER-START`, somewhere in the name: so that `klab cleanup` can see
+whether the one that made it still lives. A process number alone says nothing, since numbers are given again.
+"""
+
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from kernel_lab.kernel import procfs
+from kernel_lab.kernel.errors import UsageError
+
+
+class Creator(NamedTuple):
+    """A process that made something: its number, and its start in clock ticks after boot."""
+
+    pid: int
+    start: int
+
+    @classmethod
+    def this(cls) -> "Creator":
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "Creator":
+        return cls(pid, procfs.process(pid).started)
+
+    @classmethod
+    def in_name(cls, name: str) -> "Creator | None":
+        """The creator whose stamp `name` carries."""
+        found = re.search(r"(?<!\d)(\d+)-(\d+)(?!\d)", name)
+        return cls(int(found[1]), int(found[2])) if found else None
+
+    @property
+    def stamp(self) -> str:
+        return f"{self.pid}-{self.start}"
+
+    def alive(self) -> bool:
+        return procfs.alive(self.pid, self.start)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something of the kit whose creator is dead: what it is, why it counts as left over, and how it is taken away."""
+
+    kind: str
+    name: str
+    why: str
+    remove: Callable[[], None]
+
+
+def run_dir() -> Path:
+    """Where the state of what runs now is kept: nobody else may look inside."""
+    return _ours(run_path(), 0o700)
+
+
+def data_dir() -> Path:
+    """Where what is worth keeping is kept: a container's other users must be able to walk through to their root."""
+    return _ours(data_path(), 0o755)
+
+
+def run_path() -> Path:
+    """The path of `run_dir()`, whether or not it exists."""
+    if named := os.environ.get("KERNEL_LAB_RUN"):
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/run/kernel-lab")
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    # After `su` the variable may still name the directory of the user before.
+    if session and os.path.isdir(session) and os.stat(session).st_uid == os.geteuid():
+        return Path(session, "kernel-lab")
+    return Path(f"/tmp/kernel-lab-{os.geteuid()}")
+
+
+def data_path() -> Path:
+    """The path of `data_dir()`, whether or not it exists."""
+    if named := os.environ.get("KERNEL_LAB_DATA"):
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/lib/kernel-lab")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share", "kernel-lab")
+
+
+def _ours(path: Path, mode: int) -> Path:
+    if not path.is_absolute():
+        raise UsageError(f"{path}: the directory for the kit's state must be an absolute path")
+    if not os.path.lexists(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(path, mode)
+            # The umask may have taken away what a container's users need.
+            os.chmod(path, mode)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"{path}: the kit's state needs a directory here, and this is none")
+    # In /tmp anyone could have been faster, and would then own what we trust.
+    if status.st_uid != os.geteuid():
+        raise UsageError(f"{path}: belongs to user {status.st_uid}; the kit keeps its state only in a directory of its own user, {os.geteuid()}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(f"{path}: others may write here; take that away with: chmod go-w {path}")
+    return path
+
+
+def folder(name: str) -> Path:
+    """The directory `name` in `run_dir()`."""
+    path = run_dir() / name
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The directory or file at `path` for us alone, among all processes and threads; a file that does not exist is made."""
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    # A file object, since an interrupt between two steps would lose a bare number, and with it the descriptor.
+    with open(path, "rb", buffering=0, opener=lambda name, _: os.open(name, flags | os.O_CLOEXEC, 0o600)) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # Not left to the close: a child that is just being made holds the same open file, and with it the lock.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file at `path`: a reader sees all of the old text or all of the new one."""
+    # No fsync: a file that a power cut has halved is ignored by its readers, and waiting for the disk would cost more than a container's start.
+    temporary = path.with_name(f".{path.name}.{Creator.this().stamp}.{os.urandom(4).hex()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
