@@ -3,7 +3,6 @@
 from kernel_lab.kernel.flags.files import (
     AT,
     AT_FD,
-    AT_FDCWD,
     CLOSE_RANGE,
     FSCONFIG,
     FSMOUNT,
@@ -43,7 +42,6 @@ __all__ = [
     "AF",
     "AT",
     "AT_FD",
-    "AT_FDCWD",
     "CAP",
     "CLOCK",
     "CLONE",

@@ -1,7 +1,6 @@
 """Mounts, open files and file modes."""
 
 import os
-from typing import Final
 
 from kernel_lab.kernel.flags.naming import Constants, Flags
 
@@ -49,6 +48,12 @@ class MOUNT_ATTR(Flags):
 class OPEN_TREE(Flags):
     CLONE = 1
     CLOEXEC = os.O_CLOEXEC
+    AT_EMPTY_PATH = 0x1000
+    AT_RECURSIVE = 0x8000
+
+    @classmethod
+    def header_name(cls, name: str) -> str:
+        return name if name.startswith("AT_") else f"OPEN_TREE_{name}"
 
 
 class MOVE_MOUNT(Flags):
@@ -142,12 +147,9 @@ class AT(Flags):
 
 
 class AT_FD(Constants):
-    __prefix__ = "AT_FD"
+    __prefix__ = "AT_"
 
-    CWD = -100
-
-
-AT_FDCWD: Final = AT_FD.CWD
+    FDCWD = -100
 
 
 # linux/openat2.h

@@ -143,7 +143,14 @@ class SIG(Constants):
     TSTP = signal.SIGTSTP
     TTIN = signal.SIGTTIN
     TTOU = signal.SIGTTOU
+    URG = signal.SIGURG
+    XCPU = signal.SIGXCPU
+    XFSZ = signal.SIGXFSZ
+    VTALRM = signal.SIGVTALRM
+    PROF = signal.SIGPROF
     WINCH = signal.SIGWINCH
+    IO = signal.SIGIO
+    PWR = signal.SIGPWR
     SYS = signal.SIGSYS
 
 
