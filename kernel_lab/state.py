@@ -117,10 +117,9 @@ def folder(name: str) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """The directory or file at `path` for us alone, among all processes and threads; a file that does not exist is made."""
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    # A file object, since an interrupt between two steps would lose a bare number, and with it the descriptor.
-    with open(path, "rb", buffering=0, opener=lambda name, _: os.open(name, flags | os.O_CLOEXEC, 0o600)) as file:
+    """The file at `path`, which is made, or the directory, for us alone among all processes and threads."""
+    # A file object and not os.open: an interrupt between two steps would lose a bare number, and with it the descriptor.
+    with open(path / "lock" if path.is_dir() else path, "ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

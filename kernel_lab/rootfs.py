@@ -1,0 +1,104 @@
+"""Directories that a container can have as its root: a small one made of one file, and a Debian.
+
+Each is made once, under a name of its maker's, and then renamed into place: whoever finds it finds it whole.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from kernel_lab import bootstrap, cleanup, state
+from kernel_lab.kernel.elf import read_elf
+from kernel_lab.kernel.errors import UsageError
+
+DIRECTORIES = "bin dev dev/mqueue dev/pts dev/shm etc home mnt proc root run sys tmp usr usr/bin usr/sbin var var/log var/tmp"
+ANYBODYS = ("tmp", "var/tmp", "dev/shm")
+FILES = {
+    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "etc/group": "root:x:0:\ndaemon:x:1:\ntty:x:5:\nnogroup:x:65534:\n",
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "etc/os-release": 'ID=busybox\nNAME="BusyBox"\nPRETTY_NAME="BusyBox"\n',
+    "etc/profile": "export PS1='\\u@\\h:\\w\\$ '\n",
+    "etc/resolv.conf": "",
+}
+
+
+def busybox() -> Path:
+    """A root directory of one program that is several hundred commands, from Debian's package busybox-static."""
+    program = _static_busybox()
+    version = hashlib.sha256(program.read_bytes()).hexdigest()[:12]
+    return _once(f"busybox-{version}", lambda root: _fill(root, program))
+
+
+def debian(suite: str | None = None) -> Path:
+    """A Debian (or what this machine runs) with apt, made by mmdebstrap in about a minute. `suite`: without it, this machine's own."""
+    suite = suite or bootstrap.own_suite()
+    return _once(f"debian-{suite}", lambda root: bootstrap.make(root, bootstrap.recipe(suite)))
+
+
+def resolve(root: str) -> Path:
+    """The directory that a command line's ROOT means: `busybox`, `debian`, `host` or a path."""
+    if root == "busybox":
+        return busybox()
+    if root == "debian":
+        return debian()
+    path = Path("/" if root == "host" else root)
+    if not path.is_dir():
+        raise UsageError(f"{root!r}: a root is busybox, debian, host, or a directory, and there is no such directory")
+    return path.resolve()
+
+
+def _once(name: str, fill: Callable[[Path], None]) -> Path:
+    """The directory `name` among the root filesystems, filled by one process while the others wait."""
+    store = state.data_dir() / "rootfs"
+    store.mkdir(exist_ok=True)
+    store.chmod(0o755)
+    root = store / name
+    if root.is_dir():
+        return root
+    with state.locked(store):
+        if not root.is_dir():
+            half = store / f"{name}.{state.Creator.this().stamp}"
+            try:
+                half.mkdir()
+                half.chmod(0o755)
+                fill(half)
+                half.rename(root)
+            except BaseException:
+                cleanup.discard(half)
+                raise
+    return root
+
+
+def _static_busybox() -> Path:
+    found = shutil.which("busybox", path=f"{os.environ.get('PATH', os.defpath)}:/bin:/usr/bin")
+    if not found:
+        raise UsageError("busybox: not found; install Debian's package busybox-static")
+    # The package busybox has a program of the same name that needs a C library, and the root has none.
+    with open(found, "rb") as file:
+        program = read_elf(file.fileno())
+    if program and program.interpreter:
+        raise UsageError(f"{found}: needs {program.interpreter}, which a root of busybox alone lacks; install Debian's package busybox-static")
+    return Path(found)
+
+
+def _fill(root: Path, program: Path) -> None:
+    for name in DIRECTORIES.split():
+        (root / name).mkdir()
+        # Whatever the umask: other users must be able to walk through, also those of a user namespace.
+        (root / name).chmod(0o1777 if name in ANYBODYS else 0o755)
+    for name, text in FILES.items():
+        (root / name).write_text(text)
+        (root / name).chmod(0o644)
+    (root / "sbin").symlink_to("bin")
+    shutil.copyfile(program, root / "bin/busybox")
+    (root / "bin/busybox").chmod(0o755)
+    applets = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    for applet in applets:
+        if applet != "busybox":
+            (root / "bin" / applet).symlink_to("busybox")
+    # Scripts begin with #!/usr/bin/env.
+    (root / "usr/bin/env").symlink_to("../../bin/busybox")
