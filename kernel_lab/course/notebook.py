@@ -1,7 +1,7 @@
 """A lab's source, and the two notebooks that are made from it: the learner's with the exercises blank, and the solved one."""
 
+import copy
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +26,8 @@ MARKER = re.compile(r"^[ \t]*# (solution|blank|end)$", re.M)
 
 Notebook = Any  # nbformat's NotebookNode: a dict with attributes
 _node: Callable[[dict[str, Any]], Notebook] = nbformat.from_dict
-_parse: Callable[..., Notebook] = nbformat.read
+_format: Callable[..., str] = nbformat.writes
+_parse: Callable[..., Notebook] = nbformat.reads
 _read_source: Callable[[Path], Notebook] = jupytext.read
 
 
@@ -78,15 +79,15 @@ def tags(cell: Notebook) -> list[str]:
 
 def text(notebook: Notebook) -> str:
     """The one way in which a notebook is written to a file."""
-    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    return _format(notebook, version=4) + "\n"
 
 
 def read(path: Path) -> Notebook:
-    return _parse(path, as_version=4)
+    return _parse(path.read_text(encoding="utf-8"), as_version=4)
 
 
 def without_outputs(notebook: Notebook) -> Notebook:
-    bare = _node(json.loads(text(notebook)))
+    bare = copy.deepcopy(notebook)
     for cell in bare.cells:
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
@@ -100,9 +101,13 @@ def choose(source: str, *, solved: bool) -> str:
         return str(pair["solution"] if solved else pair["blank"] or f"{pair['indent']}...\n")
 
     chosen = PAIR.sub(side, source + "\n").rstrip("\n")
-    if MARKER.search(chosen):
+    if MARKER.search(PAIR.sub(_both_sides, source + "\n")):
         raise UsageError(f"a marker without its pair (# solution, # blank, # end) in the cell that begins {source.splitlines()[0]!r}")
     return chosen
+
+
+def _both_sides(pair: re.Match[str]) -> str:
+    return f"{pair['solution']}{pair['blank'] or ''}"
 
 
 def _cell(cell: Notebook, ident: str, solved: bool) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Picture:
     """Rows of boxes, one below the other, with links between them."""
 
     def __init__(self, rows: Sequence[Sequence[Box]], links: Sequence[Link] = ()) -> None:
-        self.rows = [list(row) for row in rows]
+        self.rows = [list(row) for row in rows if row]
         self.links = list(links)
         titles = [box.title for row in self.rows for box in row]
         unknown = {end for link in self.links for end in (link.a, link.b)} - set(titles)
@@ -57,7 +57,7 @@ class Picture:
             raise UsageError(f"a picture's boxes need a title of their own, and its links must name them: {titles}, {sorted(unknown)}")
 
     def __repr__(self) -> str:
-        shown = [" | ".join(f"[{': '.join((box.title, ', '.join(box.lines))) if box.lines else box.title}]" for box in row) for row in self.rows]
+        shown = [" | ".join(f"[{_plain(box)}]" for box in row) for row in self.rows]
         return "\n".join(shown + [f"{link.a} -- {link.b}{link.label and f' ({link.label})'}" for link in self.links])
 
     def _repr_svg_(self) -> str:
@@ -78,7 +78,7 @@ class Picture:
         placed: list[_Placed] = []
         y = MARGIN
         for row, taken in zip(self.rows, widths, strict=True):
-            tall = max((_height(box) for box in row), default=0)
+            tall = max(map(_height, row))
             x = (width - taken) // 2
             for box, following in zip(row, [*row[1:], None], strict=True):
                 placed.append(_Placed(box, x, y + (tall - _height(box)) // 2, _width(box), _height(box)))
@@ -111,6 +111,11 @@ def _view(name: str, view: Mapping[str, object], first: Mapping[str, object]) ->
     wide = max(map(len, view), default=0)
     lines = {key: f"{key:<{wide}}  {value}" for key, value in view.items()}
     return Box(name, list(lines.values()), [lines[key] for key in view if view[key] != first.get(key)])
+
+
+def _plain(box: Box) -> str:
+    lines = ", ".join(" ".join(line.split()) for line in box.lines)
+    return f"{box.title}: {lines}" if lines else box.title
 
 
 def _width(box: Box) -> int:

@@ -12,7 +12,8 @@ class Prediction:
     def __init__(self, question: str, options: Sequence[str], mine: object) -> None:
         self.question = question
         self.options = dict(zip(ascii_lowercase, options, strict=False))
-        self.mine = mine.strip().lower() if isinstance(mine, str) else mine
+        self.mine = mine
+        self.letter = mine.strip().lower() if isinstance(mine, str) and mine.strip().lower() in self.options else None
 
     def __repr__(self) -> str:
         return "\n".join([self.question, *(f"  {letter}  {text}" for letter, text in self.options.items()), self._stands()])
@@ -24,16 +25,16 @@ class Prediction:
     def _stands(self) -> str:
         if self.mine is ...:
             return f"Your guess: put {self._letters()} in place of the dots (in quotes) and run the cell again."
-        if self.mine not in self.options:
+        if self.letter is None:
             return f"Your guess, {self.mine!r}, is none of {self._letters()}."
-        return f"Your guess: {self.mine}, {self.options[str(self.mine)]}"
+        return f"Your guess: {self.letter}, {self.options[self.letter]}"
 
     def reveal(self, answer: str, because: str = "") -> None:
         """Print the answer that the kernel gave (a letter, or the text of an option) beside the learner's guess."""
         letter = next((letter for letter, text in self.options.items() if answer in (letter, text)), None)
         if letter is None:
             raise UsageError(f"{answer!r} is none of the options {list(self.options.values())}")
-        said = "You had not guessed." if self.mine not in self.options else "As you said." if self.mine == letter else f"You said {self.mine}."
+        said = "You had not guessed." if self.letter is None else "As you said." if self.letter == letter else f"You said {self.letter}."
         print(" ".join(filter(None, (f"Answer {letter}: {self.options[letter]}.", said, because))))
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from kernel_lab.course import lint
 from kernel_lab.course.execute import execute
 from kernel_lab.course.exercises import State
-from kernel_lab.course.notebook import LABS, Lab, Notebook, find, read
+from kernel_lab.course.notebook import LABS, Lab, Notebook, find, read, tags
 from kernel_lab.kernel.errors import UsageError
 
 
@@ -52,12 +52,16 @@ def _marks() -> list[str]:
 
 
 def _checks(notebook: Notebook) -> dict[str, int]:
-    """The verdicts that the cells printed; an exercise whose cell raised is ✗ too."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    printed = [output.text for cell in cells for output in cell.outputs if output.get("name") == "stdout"]
-    found = Counter(re.findall(rf"^([{''.join(_marks())}]) \d\d\.\d+ ", "\n".join(printed), re.M))
-    raised = sum(any(output.output_type == "error" for output in cell.outputs) for cell in cells if "check(" in cell.source)
-    return {mark: found[mark] + (raised if mark == State.NOT_YET.value else 0) for mark in _marks()}
+    found = Counter(mark for cell in notebook.cells if cell.cell_type == "code" for mark in _verdicts(cell))
+    return {mark: found[mark] for mark in _marks()}
+
+
+def _verdicts(cell: Any) -> list[str]:
+    """The marks that a cell's checks printed; an exercise that raised before its check is ✗ too."""
+    printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+    marks = re.findall(rf"^([{''.join(_marks())}]) \d\d\.\d+ ", printed, re.M)
+    raised = any(output.output_type == "error" for output in cell.outputs)
+    return marks or ([State.NOT_YET.value] if raised and "exercise" in tags(cell) else [])
 
 
 def _table(reports: Sequence[Report]) -> str:

@@ -5,18 +5,18 @@ from pathlib import Path
 
 from kernel_lab.course.notebook import Lab
 
-EXERCISES = '''
+EXERCISES = """
 from kernel_lab.course.exercises import exercise, not_yet
 
 HINTS = {"small": "Look at what comes after nine.", "large": "Look at what comes before eleven.", "odd": "Look at the last digit."}
 
 for number in ("99.1", "99.2"):
-    @exercise(number, wants="the number ten", hints=HINTS, accepts=lambda answer: isinstance(answer, int), seconds=5)
+    @exercise(number, wants="the number ten", hints=HINTS, accepts=lambda answer: isinstance(answer, int))
     def ten(answer):
         return "ten it is" if answer == 10 else not_yet("small" if answer < 10 else "large", f"it is {answer}")
-'''
+"""
 
-SOLVE = '''
+SOLVE = """
 ```{code-cell} ipython3
 :tags: [exercise]
 
@@ -27,9 +27,9 @@ answer = ...
 # end
 check("NUMBER", answer)
 ```
-'''
+"""
 
-HEAD = '''---
+HEAD = """---
 jupytext:
   text_representation: {extension: .md, format_name: myst}
 kernelspec: {name: python3, display_name: Python 3 (ipykernel), language: python}
@@ -42,7 +42,7 @@ kernelspec: {name: python3, display_name: Python 3 (ipykernel), language: python
 ## Question
 
 How far is ten? This takes **20 minutes**.
-'''
+"""
 
 
 def code(source: str, *tags: str) -> str:
@@ -57,12 +57,12 @@ def prose(text: str, *tags: str) -> str:
 
 PARTS = {
     "head": HEAD,
-    "first": code("from kernel_lab.course.session import audit, boxes, Box, check, fails, lab, predict\n\nlab(\"99\")"),
+    "first": code('from kernel_lab.course.session import audit, boxes, Box, check, fails, lab, predict\n\nlab("99")'),
     "exercises": code(EXERCISES),
     "predict": prose("## Predict") + code('guess = predict("What is after nine?", ["ten", "eleven"], mine=...)'),
     "see": prose("## See it") + code('guess.reveal("ten")') + code('boxes(Box("nine"), Box("ten"))'),
     "measured": code("import time\ntime.monotonic_ns()", "measured"),
-    "break": prose("## Break it first") + code("from kernel_lab.kernel.errors import UsageError\n\nwith fails():\n    raise UsageError('no')", "fails"),
+    "break": prose("## Break it first") + code("with fails(ZeroDivisionError):\n    10 / 0", "fails"),
     "build": prose("## Build it") + SOLVE.replace("NUMBER", "99.1") + SOLVE.replace("NUMBER", "99.2"),
     "add": prose("## Add it to the runtime") + code("9 + 1"),
     "real": prose("## Against the real thing") + code("print(10)"),

@@ -1,35 +1,42 @@
 """Is an answer still the blank that the notebook came with?"""
 
-import dis
+import ast
+import inspect
+from textwrap import dedent
 from types import CodeType, FunctionType
-
-# What CPython 3.11 to 3.14 makes of a body that is `...`, `pass`, a docstring, or `yield ...`.
-IDLE = {"RESUME", "NOP", "CACHE", "NOT_TAKEN", "POP_TOP", "LOAD_CONST", "LOAD_COMMON_CONSTANT", "RETURN_VALUE", "RETURN_CONST"}
-IDLE |= {"RETURN_GENERATOR", "YIELD_VALUE", "CALL_INTRINSIC_1", "RERAISE"}
 
 
 def is_blank(answer: object) -> bool:
-    """`...` itself; a function, class, list or dict that still holds one; a function that does nothing."""
-    if answer is ...:
-        return True
+    """`...` itself, or something that still holds one: a list, a dict, a class, the code of a function or method."""
     if isinstance(answer, FunctionType):
-        return _is_idle(answer.__code__) or _has_dots(answer.__code__)
+        return _code_has_dots(answer)
     if isinstance(answer, type):
-        return any(is_blank(value) for value in vars(answer).values() if value is ... or isinstance(value, FunctionType | property))
-    if isinstance(answer, property):
-        return is_blank(answer.fget)
-    if isinstance(answer, list | tuple | set):
-        return any(item is ... for item in answer)
+        return any(is_blank(_function(value)) for value in vars(answer).values() if not isinstance(value, type))
     if isinstance(answer, dict):
         return any(value is ... for value in answer.values())
-    return False
+    if isinstance(answer, list | tuple | set):
+        return any(item is ... for item in answer)
+    return answer is ...
 
 
-def _is_idle(code: CodeType) -> bool:
-    steps = list(dis.get_instructions(code))
-    says_nothing = all(step.argval in (None, ...) for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST"))
-    return says_nothing and all(step.opname in IDLE for step in steps)
+def _function(value: object) -> object:
+    """The function in a property, a class method or a static method; anything else as it is."""
+    return value.fget if isinstance(value, property) else value.__func__ if isinstance(value, classmethod | staticmethod) else value
 
 
-def _has_dots(code: CodeType) -> bool:
-    return any(const is ... or (isinstance(const, CodeType) and _has_dots(const)) for const in code.co_consts)
+def _code_has_dots(function: FunctionType) -> bool:
+    # The compiler drops a statement that is only `...`: the source still shows it. A function without a source shows what its code kept.
+    try:
+        return _tree_has_dots(ast.parse(dedent(inspect.getsource(function))))
+    except (OSError, TypeError, SyntaxError):
+        return _constants_have_dots(function.__code__)
+
+
+def _tree_has_dots(node: ast.AST) -> bool:
+    if isinstance(node, ast.Subscript):  # in `tuple[int, ...]` the dots are no blank
+        return _tree_has_dots(node.value)
+    return (isinstance(node, ast.Constant) and node.value is ...) or any(map(_tree_has_dots, ast.iter_child_nodes(node)))
+
+
+def _constants_have_dots(code: CodeType) -> bool:
+    return any(const is ... or (isinstance(const, CodeType) and _constants_have_dots(const)) for const in code.co_consts)
