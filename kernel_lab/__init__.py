@@ -1,1 +1,38 @@
 """Containers, built from system calls, with the kernel as the proof."""
+
+from kernel_lab.container import Container, Result
+from kernel_lab.kernel.errors import KernelError, UsageError
+from kernel_lab.kernel.program import Buffer, Handle, Program, Row, call
+from kernel_lab.namespaces.cgroupns import CgroupNS
+from kernel_lab.namespaces.ipc import IPC
+from kernel_lab.namespaces.mnt import Bind, Mount
+from kernel_lab.namespaces.net import Net
+from kernel_lab.namespaces.part import Part
+from kernel_lab.namespaces.pid import PID
+from kernel_lab.namespaces.timens import Time
+from kernel_lab.namespaces.user import User
+from kernel_lab.namespaces.uts import UTS
+from kernel_lab.refusals import CommandError
+
+__all__ = [
+    "IPC",
+    "PID",
+    "UTS",
+    "Bind",
+    "Buffer",
+    "CgroupNS",
+    "CommandError",
+    "Container",
+    "Handle",
+    "KernelError",
+    "Mount",
+    "Net",
+    "Part",
+    "Program",
+    "Result",
+    "Row",
+    "Time",
+    "UsageError",
+    "User",
+    "call",
+]

@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import mmap
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -81,16 +80,11 @@ def set_dumpable(yes: bool) -> None:
     libc.prctl(PR_SET_DUMPABLE, int(yes), 0, 0, 0)
 
 
+def dumpable() -> bool:
+    """Whether they may now."""
+    return bool(libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 1)
+
+
 def function(address: int, result: Any, *args: Any) -> Callable[..., int]:
     """Machine code as a function that keeps nothing locked while it runs."""
     return ctypes.CFUNCTYPE(result, *args)(address)
-
-
-def pidfd_getfd(pidfd: int, number: int) -> int:
-    """A copy of another process's descriptor (pidfd_getfd(2))."""
-    return syscall("pidfd_getfd", pidfd, number, 0)
-
-
-def pidfd_open(pid: int) -> int:
-    """A descriptor for a process (pidfd_open(2)); raises ProcessLookupError when there is none."""
-    return os.pidfd_open(pid)

@@ -58,3 +58,11 @@ def executor() -> Executor:
         if chosen:
             return chosen
     raise UsageError(f"no executor works here; {candidate}: {why}")
+
+
+def with_own_memory() -> Executor:
+    """The executor whose children share no memory with their creator. Raises UsageError where it does not work."""
+    chosen, why = trial(Helper.name)
+    if not chosen:
+        raise UsageError(f"the portable helper does not work here: {why}")
+    return chosen

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from kernel_lab.kernel import syscalls
 from kernel_lab.kernel.calls import libc, map_memory, unmap_memory
 from kernel_lab.kernel.flags import CLONE, shown
-from kernel_lab.kernel.program import Address, Arg, Buffer, Handle, Program, Row, Strings, Struct, Words
+from kernel_lab.kernel.program import Address, Arg, Buffer, Handle, Program, Row, Strings, Words
+from kernel_lab.kernel.structs import Struct
 
 WORDS = 12
 CLONE_WORDS = 11
@@ -18,6 +19,7 @@ ROW = 8 * WORDS
 INDIRECT, STORE, RESULT, JUMP, TOLERATE = 7, 8, 9, 10, 11  # the words of a row after its call number and six arguments
 NOT_RUN = -(2**63)
 ALIGN = 16
+_NONE = CLONE(0)
 
 
 DONE = Buffer("done", 8, fill=b"\1")  # the kernel clears it when the child no longer uses this memory: it has called execve, or ended
@@ -37,7 +39,7 @@ class Layout:
     """The bytes of a program for address 0, and where the addresses in them stand: laid out once, loaded wherever memory is."""
 
     program: Program
-    flags: CLONE = CLONE(0)
+    flags: CLONE = _NONE
     given: tuple[Handle, ...] = ()
     data: bytearray = field(default_factory=bytearray)
     relocations: list[int] = field(default_factory=list)
@@ -54,6 +56,12 @@ class Layout:
             self._row(index * ROW, row)
         self.clone_args = self._data(clone_args(self.flags | CLONE.PIDFD, DONE, PIDFD, signal.SIGCHLD))
         self._data(OLD_MASK)
+
+    def results(self, raw: bytes) -> Program:
+        """The program with the kernel's answers so far, from an image's bytes."""
+        words = struct.unpack_from(f"<{WORDS * len(self.program)}q", raw)[RESULT::WORDS]
+        contents = {buffer: raw[offset : offset + buffer.size] for buffer, offset in self.buffers.items()}
+        return self.program.with_results([None if word == NOT_RUN else word for word in words], contents)
 
     @property
     def flag_names(self) -> str:
@@ -146,7 +154,6 @@ class Image:
         self.address = map_memory(self.size, self.file)
         self._bytes = self._relocated()
         self._given = [ctypes.c_int64.from_address(self.address + layout.cells[handle]) for handle in layout.given]
-        self._rows = struct.Struct(f"<{WORDS * len(layout.program)}q")
         self.reset()
 
     def _relocated(self) -> bytes:
@@ -162,18 +169,13 @@ class Image:
         for cell, value in zip(self._given, given, strict=False):
             cell.value = value
 
-    def answers(self) -> list[int | None]:
-        """What the kernel has answered so far, row by row."""
-        words = self._rows.unpack(ctypes.string_at(self.address, self._rows.size))[RESULT::WORDS]
-        return [None if word == NOT_RUN else word for word in words]
+    def raw(self) -> bytes:
+        """All of it as it is now: `Layout.results` reads it."""
+        return ctypes.string_at(self.address, len(self._bytes))
 
     def buffer(self, buffer: Buffer) -> int:
         """The address of a buffer."""
         return self.address + self.layout.buffers[buffer]
-
-    def contents(self) -> dict[Buffer, bytes]:
-        """What the buffers hold."""
-        return {buffer: ctypes.string_at(self.address + offset, buffer.size) for buffer, offset in self.layout.buffers.items()}
 
     def enter_cgroup(self, descriptor: int) -> None:
         """The child is born in the cgroup v2 whose directory this is (CLONE_INTO_CGROUP, clone(2))."""

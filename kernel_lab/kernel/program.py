@@ -58,11 +58,14 @@ class Words:
 
 @dataclass(frozen=True)
 class Strings:
-    """`argv` or `envp`: an array of pointers to C strings, ended by a null pointer."""
+    """`argv` or `envp`: an array of pointers to C strings, ended by a null pointer; printed as `name` when it has one."""
 
     items: tuple[str | bytes, ...]
+    name: str = ""
 
     def __str__(self) -> str:
+        if self.name:
+            return self.name
         return "[" + ", ".join(map(_text, self.items)) + "]"
 
 
@@ -212,7 +215,8 @@ def _loose(rows: Iterable[Row]) -> list[Row]:
 
 def _html_row(cells: tuple[str, ...]) -> str:
     styles = ["", "font-family:monospace", "font-family:monospace", *([""] * (len(cells) - 3))]
-    return "<tr>" + "".join(f"<td style='text-align:left;{style}'>{escape(_short(cell))}</td>" for cell, style in zip(cells, styles, strict=True)) + "</tr>"
+    columns = (f"<td style='text-align:left;{style}'>{escape(_short(cell))}</td>" for cell, style in zip(cells, styles, strict=True))
+    return f"<tr>{''.join(columns)}</tr>"
 
 
 def _short(text: str, width: int = 72) -> str:

@@ -1,0 +1,340 @@
+"""A container: parts, and a command that runs in what they make."""
+
+import os
+import signal as signals
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from kernel_lab import command as commands
+from kernel_lab import janitor, records, state
+from kernel_lab.command import Command
+from kernel_lab.joining import Joined
+from kernel_lab.kernel import procfs
+from kernel_lab.kernel.errors import UsageError
+from kernel_lab.kernel.evidence import Difference, evidence
+from kernel_lab.kernel.interrupts import Deferred
+from kernel_lab.kernel.program import Program
+from kernel_lab.namespaces.part import Part
+from kernel_lab.plan import Plan
+from kernel_lab.process import Process, Streams, nothing
+from kernel_lab.refusals import CommandError
+from kernel_lab.starting import KINDS, First, Table, standing
+from kernel_lab.state import Creator
+from kernel_lab.streams import Pipes
+
+KEPT_TABLES = 16
+PATIENCE = 10.0
+
+Limits = Mapping[str, int | tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command has left: its output, its exit code (128 + signal if one ended it), and how long it took, in seconds."""
+
+    stdout: str
+    stderr: str
+    code: int
+    seconds: float
+    _table: Callable[[], Program]
+
+    @cached_property
+    def program(self) -> Program:
+        """The command's table, with what the kernel answered."""
+        return self._table()
+
+    def __repr__(self) -> str:
+        return f"Result(code={self.code}, stdout={self.stdout!r}, stderr={self.stderr!r})"
+
+
+class Container:
+    """Parts in any order, put together in the kernel's. Raises UsageError for parts that do not go together, before anything is made.
+
+    Each `run` makes a container of its own; `start` makes one that stays until its command ends or `kill`, and that `exec` can join.
+    As a context manager it ends what it has started.
+    """
+
+    def __init__(self, *parts: Part, name: str | None = None) -> None:
+        self.plan = Plan(parts)
+        self.parts = parts
+        self.name = name
+        self._tables: OrderedDict[Command, Table] = OrderedDict()
+        self._first: First | None = None
+        self._record: records.Record | None = None
+        self._last_log = ""
+
+    def __repr__(self) -> str:
+        return f"Container({', '.join(map(repr, self.parts))})"
+
+    @property
+    def program(self) -> Program:
+        """The table that `run("true")` would execute. Nothing is made."""
+        return self.table(self.command(("true",))).program
+
+    @property
+    def setup(self) -> Program:
+        """Of that table, the rows that the parts give."""
+        return self.plan.setup
+
+    def command(
+        self,
+        argv: tuple[str, ...],
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | int | None = None,
+        rlimits: Limits | None = None,
+        terminal: bool = False,
+    ) -> Command:
+        """The command that these settings mean in this container. Raises UsageError for wrong ones."""
+        root = self.plan.root
+        if cwd is not None and (not isinstance(cwd, str) or not cwd or "\0" in cwd):
+            raise UsageError(f"cwd={cwd!r}: a working directory is a path")
+        return Command(
+            commands.words(argv),
+            commands.environment(root, env),
+            cwd,
+            commands.user(user, root),
+            commands.limits(rlimits),
+            terminal,
+            hosts=root is None,
+        )
+
+    def table(self, command: Command) -> Table:
+        """The table of a command, made once for as long as it is in use."""
+        for part in self.plan.parts:
+            part.check(self.plan)
+        if command not in self._tables:
+            self._tables[command] = Table(self.plan, command)
+        self._tables.move_to_end(command)
+        while len(self._tables) > KEPT_TABLES:
+            self._tables.popitem(last=False)
+        return self._tables[command]
+
+    def run(
+        self,
+        *argv: str,
+        input: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | int | None = None,
+        rlimits: Limits | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> Result:
+        """Runs a command in a new container to its end, and returns what it has left. One text is split into words as a shell does.
+
+        Raises KernelError for a refused row, TimeoutError after `timeout` seconds, and with `check` a RuntimeError for an exit code other than 0.
+        A command that cannot be executed is a Result with code 127 (not found) or 126, and one line of stderr, as in a shell.
+        """
+        table = self.table(self.command(argv, env, cwd, user, rlimits))
+        return captured(lambda streams: First(table, streams), input, timeout, check)
+
+    def exec(
+        self,
+        *argv: str,
+        input: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | int | None = None,
+        rlimits: Limits | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> Result:
+        """Runs a command in the started container; otherwise as `run`."""
+        first = self.first
+        command = self.command(argv, env, cwd, user, rlimits)
+        return captured(lambda streams: Joined(first, command, streams), input, timeout, check)
+
+    def start(
+        self,
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | int | None = None,
+        rlimits: Limits | None = None,
+        cgroup: str | Path | None = None,
+    ) -> "Container":
+        """Starts a command and returns once it runs; its output goes to a log. `cgroup`: the directory of a cgroup v2 to be born in.
+
+        Raises UsageError when one runs already, KernelError for a refused row, and CommandError for a command that cannot be executed.
+        """
+        command = self.command(argv, env, cwd, user, rlimits)
+        identifier = records.new_id()
+        path = state.folder("logs") / f"{identifier}-{Creator.this().stamp}.log"
+        with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log, _opened(cgroup, os.O_PATH | os.O_DIRECTORY) as group:
+            try:
+                self.launch(command, Streams(nothing(), log, log), group if cgroup else None, identifier, str(path))
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+        return self
+
+    def launch(self, command: Command, streams: Streams, cgroup: int | None = None, identifier: str = "", log: str | None = None) -> First:
+        """Starts a command on these descriptors, and records the container."""
+        if self.running:
+            raise UsageError(f"{self}: it runs already; kill() it first, or make another Container")
+        if self.name is not None:
+            records.check_name(self.name)
+        self.forget()
+        janitor.watch_leftovers()
+        table = self.table(command)
+        first: First | None = None
+        try:
+            with Deferred():
+                first = First(table, streams, cgroup)
+            first.settle()
+            first.wait_execed()
+            first.check()
+            self._record = self._recorded(first, identifier or records.new_id(), log)
+            records.save(self._record)
+        except BaseException:
+            if first:
+                first.take_back()
+            self._record = None
+            raise
+        self._first = first
+        return first
+
+    def _recorded(self, first: First, identifier: str, log: str | None) -> records.Record:
+        return records.Record(
+            id=identifier,
+            name=self.name or records.new_name(),
+            pid=first.pid,
+            started=procfs.process(first.pid).started,
+            creator=Creator.this(),
+            command=first.command.argv,
+            created=time.time(),
+            log=log,
+            parts=tuple(map(repr, self.parts)),
+            root=self.plan.root,
+            namespaces=tuple(kind for flag, kind in KINDS.items() if flag & self.plan.flags),
+        )
+
+    def forget(self) -> None:
+        """Drops the record of what has been started; what it has written stays in `logs()`."""
+        if self._record:
+            self._last_log = self.logs()
+            records.drop(self._record.id)
+            self._record = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a started command has not ended yet."""
+        return self._first is not None and not self._first.ended(0)
+
+    @property
+    def first(self) -> First:
+        """The container's first process. Raises UsageError when nothing runs."""
+        if self._first is None or not self.running:
+            raise UsageError("the container is not running: start() it first")
+        return self._first
+
+    @property
+    def pid(self) -> int:
+        """The number of its first process, as the host sees it."""
+        return self.first.pid
+
+    @property
+    def id(self) -> str:
+        """Its twelve digits, as `klab ps` shows them."""
+        if self._record is None:
+            raise UsageError("the container has not been started: start() gives it an id")
+        return self._record.id
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code of the started command, once it has ended. Raises TimeoutError after `timeout` seconds."""
+        if self._first is None:
+            raise UsageError("the container has not been started: there is nothing to wait for")
+        return self._first.wait(timeout)
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to its first process, which ignores those that it has no handler for if it is process 1 of a PID namespace."""
+        self.first.signal(number)
+
+    def stop(self, grace: float = PATIENCE) -> int:
+        """SIGTERM, and after `grace` seconds SIGKILL; returns the exit code."""
+        if self.running:
+            self.signal(signals.SIGTERM)
+            self.first.ended(grace)
+        return self.kill()
+
+    def kill(self) -> int:
+        """Ends what was started, and everything in the container; returns the exit code. What it has written stays in `logs()`."""
+        if self._first is None:
+            raise UsageError("the container has not been started: there is nothing to kill")
+        first = self._first
+        first.take_back()
+        self.forget()
+        assert first.code is not None
+        return first.code
+
+    def logs(self) -> str:
+        """What the started command has written so far, on both streams."""
+        path = self._record.log if self._record else None
+        return Path(path).read_text(errors="replace") if path and os.path.exists(path) else self._last_log
+
+    def evidence(self) -> Difference:
+        """What the kernel says of the container beside the host: of the running one, or of one that is made to be looked at."""
+        host = evidence(os.getpid())
+        if self.running:
+            return host.differs(evidence(self.pid))
+        with standing(self.plan) as pid:
+            return host.differs(evidence(pid))
+
+    def __enter__(self) -> "Container":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._first is not None:
+            self.kill()
+
+
+def captured(start: Callable[[Streams], Process], input: str | bytes | None, timeout: float | None, check: bool) -> Result:
+    """Starts a process on pipes, and waits for its end and for all that it writes."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pipes: Pipes | None = None
+    process: Process | None = None
+    try:
+        with Deferred():
+            pipes = Pipes(input.encode() if isinstance(input, str) else input)
+            process = start(Streams(pipes.stdin, pipes.stdout, pipes.stderr))
+        pipes.close(pipes.stdin, pipes.stdout, pipes.stderr)
+        process.settle()
+        out, err = pipes.communicate(process, deadline)
+        return _result(process, out.decode(errors="replace"), err.decode(errors="replace"), check)
+    finally:
+        with Deferred():
+            if process:
+                process.take_back()
+            if pipes:
+                pipes.close()
+
+
+def _result(process: Process, out: str, err: str, check: bool) -> Result:
+    code = process.wait()
+    layout, raw = process.image.layout, process.image.raw()
+    try:
+        process.check()
+    except CommandError as error:
+        code, err = error.code, f"{error}\n"
+    if check and code:
+        raise RuntimeError(f"{' '.join(process.command.argv)}: ended with {code}: {(err or out).strip()}")
+    return Result(out, err, code, process.seconds, lambda: layout.results(raw))
+
+
+@contextmanager
+def _opened(path: str | Path | None, flags: int) -> Iterator[int]:
+    if path is None:
+        yield -1
+        return
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

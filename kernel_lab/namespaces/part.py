@@ -1,0 +1,56 @@
+"""What a container is put together from: a part gives clone flags, rows for the child, and what the creator does from outside."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar, Protocol, TypeVar
+
+from kernel_lab.kernel.flags import CLONE
+from kernel_lab.kernel.program import Row
+
+P = TypeVar("P", bound="Part")
+
+
+class Plan(Protocol):
+    """What a part may know of the others: who they are, and what the container was given."""
+
+    parts: Sequence["Part"]
+
+    def part(self, kind: type[P]) -> P | None:
+        """The part of that kind, if the container has one."""
+
+    def has(self, kind: type["Part"]) -> bool:
+        """Whether the container has a part of that kind."""
+
+
+class Waiting(Protocol):
+    """A child that has not gone on yet: what a part works on from outside."""
+
+    pid: int
+    pidfd: int
+
+
+class Part:
+    """One part of a container. It only says what is to be done: it runs nothing in the child, so a wrong one cannot hurt its creator.
+
+    `order` says where its rows stand among the other parts': user 10, cgroup 20, time 30, uts 40, net 50, mounts 80.
+    `waits`: whether the child waits, before its rows, until `place` has done its work.
+    """
+
+    flags: CLONE = CLONE(0)
+    order: ClassVar[int] = 60
+    waits: bool = False
+
+    def check(self, plan: Plan) -> None:
+        """Raises UsageError for what can be known to be wrong before anything is made."""
+
+    def rows(self, plan: Plan) -> Iterable[Row]:
+        """What the child does."""
+        return ()
+
+    def place(self, child: Waiting) -> AbstractContextManager[object]:
+        """What the creator does while the child waits; leaving the context takes it back."""
+        return nullcontext()
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({settings})"

@@ -1,0 +1,171 @@
+"""From parts and a command to the one table: the parts in the order that the kernel needs, whatever order the caller has listed."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from errno import EACCES, EAGAIN, ENOENT, ENOTDIR
+
+from kernel_lab import creator
+from kernel_lab.command import Command
+from kernel_lab.kernel.errors import UsageError
+from kernel_lab.kernel.flags import AT, CLONE, CLOSE_RANGE, PR, SIG, SIG_HOW
+from kernel_lab.kernel.memory import clone_args
+from kernel_lab.kernel.program import Buffer, Handle, Program, Row, Strings, call
+from kernel_lab.kernel.structs import rlimit64, sigaction, sigset, timespec
+from kernel_lab.namespaces.mnt import Mount
+from kernel_lab.namespaces.part import P, Part
+from kernel_lab.namespaces.pid import PID
+from kernel_lab.namespaces.user import User
+
+STDIN, STDOUT, STDERR, REAPER = Handle("stdin"), Handle("stdout"), Handle("stderr"), Handle("reaper")
+GIVEN = (STDIN, STDOUT, STDERR, REAPER)
+COMMAND = Handle("command")
+READY = Handle("ready")
+GO = Buffer("go", 8)  # the creator sets it, and wakes the child
+COMMAND_DONE = Buffer("command_done", 8, fill=b"\1")
+LAST = 2**32 - 1
+
+
+class Plan:
+    """The parts of one container, checked and in order. Raises UsageError for an unknown part, the same part twice, or what a part finds wrong."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            if not isinstance(part, Part):
+                raise UsageError(f"{part!r} is no part of a container: there are UTS, Mount, IPC, User, PID, Net, CgroupNS and Time, or a Part of your own")
+        kinds = [type(part) for part in parts]
+        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+            raise UsageError(f"{twice.__name__} twice: a container has each part once")
+        self.parts: Sequence[Part] = tuple(sorted(parts, key=lambda part: part.order))
+        for part in self.parts:
+            part.check(self)
+        mount = self.part(Mount)
+        self.root = mount.root if mount else None
+
+    def part(self, kind: type[P]) -> P | None:
+        return next((part for part in self.parts if isinstance(part, kind)), None)
+
+    def has(self, kind: type[Part]) -> bool:
+        return self.part(kind) is not None
+
+    @property
+    def flags(self) -> CLONE:
+        """The namespaces that the clone makes."""
+        flags = CLONE(0)
+        for part in self.parts:
+            flags |= part.flags
+        return flags
+
+    @property
+    def waits(self) -> bool:
+        """Whether the creator has something to do from outside while the child waits."""
+        return any(part.waits for part in self.parts)
+
+    @property
+    def init(self) -> bool:
+        """Whether process 1 is the reaper."""
+        pid = self.part(PID)
+        return pid is not None and pid.init
+
+    def program(self, command: Command, waits: bool = False) -> Program:
+        """The whole table. Raises UsageError when a part yields what is no row."""
+        return Program((*self._frame(command, waits), *_ends(self.init)))
+
+    @property
+    def setup(self) -> Program:
+        """The rows that the parts give, without what every container needs around them."""
+        return Program(row for part in self.parts for row in _rows(part, self))
+
+    def standing(self, waits: bool = False) -> Program:
+        """The table of a process that enters all that the parts make, and stands there to be looked at."""
+        ready = call("getpid", into=READY, why="ready to be looked at")
+        stands = call("ppoll", None, 0, None, None, 8, why="until it is killed")
+        return Program((*self._entering(waits), ready, stands, *_ends(False)))
+
+    def _entering(self, waits: bool) -> Iterator[Row]:
+        yield from dies_with_creator()
+        if waits or self.waits:
+            yield call("futex", GO, 0, 0, None, None, 0, tolerate={EAGAIN}, why="wait until the creator has done its part from outside")
+        for part in self.parts:
+            yield from _rows(part, self)
+
+    def _frame(self, command: Command, waits: bool) -> Iterator[Row]:
+        yield from self._entering(waits)
+        yield from standard_streams(command.terminal)
+        yield from process_settings(command)
+        if command.user or self.has(User):
+            # The kernel forgets the signal when a process changes its ids (prctl(2)).
+            yield from dies_with_creator()
+        if self.init:
+            yield from _reaped(command)
+        yield from execute(command)
+
+
+def _rows(part: Part, plan: Plan) -> Iterator[Row]:
+    rows = part.rows(plan)
+    if not isinstance(rows, Iterable):
+        raise UsageError(f"{type(part).__name__}.rows gave {rows!r}: it gives rows, made by call(name, arguments…)")
+    for row in rows:
+        if not isinstance(row, Row):
+            raise UsageError(f"{type(part).__name__}.rows gave {row!r}: a row is made by call(name, arguments…)")
+        yield row
+
+
+def dies_with_creator() -> Iterator[Row]:
+    """The process is killed when its creator ends, and ends by itself if that has happened already."""
+    yield call("prctl", PR.SET_PDEATHSIG, SIG.KILL, why="nothing outlives its creator")
+    yield call("ppoll", creator.pollfd(), 1, timespec(0), None, 8, positive="orphan", why="unless it has ended before it was asked")
+
+
+def standard_streams(terminal: bool = False) -> Iterator[Row]:
+    """A session of its own, and what the creator has opened for it as descriptors 0, 1 and 2."""
+    yield call("setsid", into=Handle("session"), why="no terminal's signals reach it")
+    for number, handle in enumerate((STDIN, STDOUT, STDERR)):
+        yield call("dup3", handle, number, 0, why=str(handle))
+    if terminal:
+        yield call("ioctl", 0, 0x540E, 0, why="the terminal is this session's (TIOCSCTTY)")
+
+
+def process_settings(command: Command) -> Iterator[Row]:
+    """Working directory, limits and ids, signals as a new program expects them, and no descriptor of the creator's."""
+    if command.cwd is not None:
+        yield call("chdir", command.cwd, why="working directory")
+    for number, soft, hard in command.limits:
+        yield call("prlimit64", 0, number, rlimit64(soft % 2**64, hard % 2**64), None, why="limit")
+    if command.user:
+        groups = command.user.groups
+        yield call("setgroups", len(groups), _gids(groups) if groups else None, why="supplementary groups")
+        yield call("setresgid", *[command.user.gid] * 3, why="group")
+        yield call("setresuid", *[command.user.uid] * 3, why="user")
+    for number in (SIG.PIPE, SIG.XFSZ):
+        yield call("rt_sigaction", number, sigaction(0), None, 8, why="Python ignores it; a new program must not")
+    yield call("close_range", 3, LAST, CLOSE_RANGE.CLOEXEC, why="the creator's descriptors end at the execve")
+
+
+def _gids(groups: tuple[int, ...]) -> Buffer:
+    data = b"".join(number.to_bytes(4, "little") for number in groups)
+    return Buffer("groups", len(data), data)
+
+
+def execute(command: Command) -> Iterator[Row]:
+    """The last rows: signals may come again, and the command takes the process over."""
+    yield call("rt_sigprocmask", SIG_HOW.SETMASK, sigset([]), None, 8, why="from here on signals are received")
+    env = Strings(tuple(f"{name}={value}" for name, value in command.env), "environment")
+    argv = Strings(command.argv)
+    *others, last = command.candidates
+    for path in others:
+        yield call("execve", path, argv, env, tolerate={ENOENT, ENOTDIR, EACCES}, why="the next place of PATH, if it is not here")
+    yield call("execve", last, argv, env, why="become the command")
+
+
+def _reaped(command: Command) -> Iterator[Row]:
+    arguments = clone_args(CLONE(0), COMMAND_DONE, None, SIG.CHLD)
+    yield call("clone3", arguments, 88, into=COMMAND, positive="init", why="the command is process 2,")
+    if command.terminal:
+        # Otherwise a terminal's Ctrl-C would reach the command twice: from the terminal, and from the reaper that passes it on.
+        yield call("setpgid", 0, 0, why="in a process group of its own,")
+        yield call("ioctl", 0, 0x5410, Buffer("group", 4, (2).to_bytes(4, "little")), why="the one that the terminal's keys reach (TIOCSPGRP)")
+
+
+def _ends(init: bool) -> Iterator[Row]:
+    if init:
+        yield call("execveat", REAPER, "", Strings(("init", "2")), Strings(()), AT.EMPTY_PATH, label="init", why="and process 1 becomes the reaper")
+    yield call("exit_group", 0, label="orphan", why="the creator has gone")

@@ -1,0 +1,122 @@
+"""A process that runs a table: how long it lasts, how it ended, and how all of it is taken back."""
+
+import os
+import select
+import signal
+import threading
+import time
+from contextlib import ExitStack, suppress
+from functools import cache
+from typing import NamedTuple
+
+from kernel_lab.command import Command
+from kernel_lab.kernel.interrupts import Deferred
+from kernel_lab.kernel.memory import Image
+from kernel_lab.kernel.program import Program
+from kernel_lab.refusals import refusal
+
+STOPPED = 127  # what the loop ends with at a refused row
+
+
+class Streams(NamedTuple):
+    """Three descriptors of the creator's for a child's standard streams; none of them 0, 1 or 2, which dup3(2) could not copy onto itself."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+class Process:
+    """A started table. Whoever makes one ends it with `take_back`."""
+
+    command: Command
+    program: Program
+    root: str | None
+    image: Image
+    pid: int
+    pidfd: int = -1
+    code: int | None = None
+    seconds: float = 0.0
+    _needs_settling = False
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._mode = ExitStack()
+        self.started = time.monotonic()
+
+    def wait_execed(self) -> None:
+        """Returns once nothing of the table uses the image: the command has taken over, or has failed to."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Waits for as long as this process must be open, or closed, to others on account of this one. An interrupt may cut it short."""
+        if self._needs_settling:
+            self.wait_execed()
+        self._mode.close()
+
+    def check(self) -> None:
+        """Raises what kept the command from running: KernelError for a refused row, CommandError for a command that cannot be executed."""
+        if self.code in (None, STOPPED):
+            program = self.results()
+            if error := refusal(program, self.command, self.root):
+                error.program = program
+                raise error
+
+    def results(self) -> Program:
+        """The table with the kernel's answers."""
+        return self.image.layout.results(self.image.raw())
+
+    def ended(self, timeout: float | None = None) -> bool:
+        """Whether it has ended, after waiting for that as long as `timeout` seconds."""
+        if self.code is not None:
+            return True
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, or 128 + the number of the signal that ended it. Raises TimeoutError after `timeout` seconds."""
+        if not self.ended(timeout):
+            raise TimeoutError(f"{self.command.argv[0]}: still running after {timeout} s")
+        with self._lock:
+            if self.code is None:
+                self._end_others()
+                status = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+                assert status
+                self.seconds = time.monotonic() - self.started
+                self.code = status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
+        return self.code
+
+    def signal(self, number: int) -> None:
+        """Raises ProcessLookupError when it has ended."""
+        if self.code is not None:
+            raise ProcessLookupError(f"{self.command.argv[0]} has ended")
+        signal.pidfd_send_signal(self.pidfd, number)
+
+    def take_back(self) -> None:
+        """Ends it, if it runs, and everything that came with it. Returns when nothing is left; may be called again."""
+        with Deferred():
+            if self.pidfd < 0:
+                return
+            if self.code is None:
+                with suppress(ProcessLookupError):
+                    self.signal(signal.SIGKILL)
+                self.wait()
+            try:
+                self._release()
+            finally:
+                self._mode.close()
+                os.close(self.pidfd)
+                self.pidfd = -1
+
+    def _end_others(self) -> None:
+        """What ends with it, before its number can be another's."""
+
+    def _release(self) -> None:
+        """What it has held besides its descriptor."""
+
+
+@cache
+def nothing() -> int:
+    """/dev/null, to read from."""
+    return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)

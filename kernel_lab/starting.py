@@ -1,0 +1,144 @@
+"""The first process of a container: cloned into its namespaces, placed from outside while it waits, and let go."""
+
+import os
+import platform
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+
+from kernel_lab import janitor
+from kernel_lab.command import Command
+from kernel_lab.keeper import lastingly
+from kernel_lab.kernel import dumpable, reaper
+from kernel_lab.kernel.calls import futex_wake
+from kernel_lab.kernel.executors import executor
+from kernel_lab.kernel.flags import CLONE
+from kernel_lab.kernel.interrupts import Deferred
+from kernel_lab.kernel.memory import DONE, Image, Layout
+from kernel_lab.namespaces.user import User
+from kernel_lab.plan import COMMAND, COMMAND_DONE, GIVEN, GO, READY, Plan
+from kernel_lab.process import Process, Streams
+
+KINDS = {CLONE.NEWUTS: "uts", CLONE.NEWNS: "mnt", CLONE.NEWIPC: "ipc", CLONE.NEWUSER: "user", CLONE.NEWNET: "net"}
+
+STANDS = Command(("stands",))
+
+
+class Table:
+    """A plan and its command, laid out once; without a command, its process only stands where the parts have put it.
+
+    The images are kept, so that the next run needs no more than a copy of a few pages.
+    """
+
+    def __init__(self, plan: Plan, command: Command | None) -> None:
+        self.plan = plan
+        self.command = command or STANDS
+        # Without a PID namespace its daemons can outlive its first process, which waits until the janitor knows whom to look for.
+        self.guarded = not plan.flags & CLONE.NEWPID
+        self.waits = self.guarded or plan.waits
+        self.program = plan.program(command, self.waits) if command else plan.standing(self.waits)
+        user = plan.part(User)
+        self.changes_ids = self.command.user is not None or (user is not None and (user.waits or os.geteuid() != 0))
+        self._layout = Layout(self.program, plan.flags, GIVEN)
+        self._free: dict[bool, deque[Image]] = {False: deque(), True: deque()}
+
+    def take(self, shared: bool) -> Image:
+        """An image that nobody uses."""
+        try:
+            return self._free[shared].popleft()
+        except IndexError:
+            return Image(self._layout, shared)
+
+    def give_back(self, image: Image) -> None:
+        """For the next run."""
+        self._free[image.file >= 0].append(image)
+
+
+class First(Process):
+    """The process that a container begins and ends with.
+
+    Raises KernelError at once when the kernel refuses the clone; a refused row is raised by `check`, once the process has ended or called execve.
+    `cgroup`: the directory of a cgroup v2, as a descriptor, to be born in.
+    """
+
+    def __init__(self, table: Table, streams: Streams, cgroup: int | None = None) -> None:
+        super().__init__()
+        self.table = table
+        self.command, self.program, self.root = table.command, table.program, table.plan.root
+        self._placed = ExitStack()
+        self._guard: janitor.Guard | None = None
+        self._runs_it = executor()
+        self.image = table.take(self._runs_it.shared)
+        self.image.reset(*streams, reaper_file() if table.plan.init else -1)
+        if cgroup is not None:
+            self.image.enter_cgroup(cgroup)
+        self._needs_settling = table.changes_ids
+        if table.changes_ids:
+            self._mode.enter_context(dumpable.kept())
+        self._start()
+
+    def _start(self) -> None:
+        with Deferred():
+            try:
+                self.child = lastingly(lambda: self._runs_it.start(self.image))
+            except BaseException:
+                self._mode.close()
+                self.table.give_back(self.image)
+                raise
+            self.pid, self.pidfd = self.child.pid, self.child.pidfd
+            if self.table.waits:
+                try:
+                    self._place()
+                except BaseException:
+                    self.take_back()
+                    raise
+
+    def _place(self) -> None:
+        if self.table.guarded:
+            self._guard = janitor.guard(self.pid, [kind for flag, kind in KINDS.items() if flag & self.table.plan.flags])
+        for part in self.table.plan.parts:
+            if part.waits:
+                self._placed.enter_context(part.place(self))
+        futex_wake(self.image.buffer(GO))
+
+    def wait_execed(self) -> None:
+        self.child.wait_execed(DONE)
+        if self.table.plan.init and self.image.cell(COMMAND) > 0:
+            self.child.wait_execed(COMMAND_DONE)
+
+    def _end_others(self) -> None:
+        if self._guard:
+            self._guard.kill_all()
+
+    def _release(self) -> None:
+        with self._placed:
+            if self._guard:
+                self._guard.release()
+            self.wait_execed()
+            self.table.give_back(self.image)
+
+
+@contextmanager
+def standing(plan: Plan) -> Iterator[int]:
+    """The pid of a process that is where the parts put it, and does nothing there. Raises KernelError for a refused row."""
+    first: First | None = None
+    try:
+        with Deferred():
+            first = First(Table(plan, None), Streams(-1, -1, -1))
+        while first.image.cell(READY) < 0:
+            if first.ended(0.001):
+                first.wait()
+                first.check()
+        yield first.pid
+    finally:
+        if first:
+            first.take_back()
+
+
+@cache
+def reaper_file() -> int:
+    """The reaper as a file that has no name, for execveat(2)."""
+    file = os.memfd_create("klab-init", os.MFD_CLOEXEC)
+    os.write(file, reaper.elf(platform.machine()))
+    return file
