@@ -23,7 +23,7 @@ class Recipe(NamedTuple):
 
     suite: str
     sources: tuple[str, ...]
-    settings: str
+    settings: tuple[str, ...]
 
     @property
     def needs_certificates(self) -> bool:
@@ -56,10 +56,8 @@ def recipe(suite: str) -> Recipe:
 
 def make(root: Path, what: Recipe) -> None:
     """Fill the empty directory `root`."""
-    with tempfile.NamedTemporaryFile("w", suffix=".conf") as settings, tempfile.TemporaryFile() as messages:
-        settings.write(what.settings)
-        settings.flush()
-        _pipe(_mmdebstrap(what, settings.name), [*_as_root(), "tar", "--extract", "--directory", str(root)], messages)
+    with tempfile.TemporaryFile() as messages:
+        _pipe(_mmdebstrap(what), [*_as_root(), "tar", "--extract", "--directory", str(root)], messages)
     (root / "dev").mkdir(exist_ok=True)
 
 
@@ -88,17 +86,18 @@ def _lines(sources: list[_Source], own: str, suite: str, keys: str) -> list[str]
     return [f"deb {signed}{source.uri} {source.release} {source.component}" for source in wanted]
 
 
-def _settings() -> str:
+def _settings() -> tuple[str, ...]:
     if not shutil.which("apt-config"):
-        return ""
+        return ()
     lines = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout.splitlines()
     asked = {f"Acquire::{kind}::Proxy": os.environ.get(f"{kind}_proxy") for kind in ("http", "https")}
     by_environment = [f'{name} "{value}";' for name, value in asked.items() if value]
-    return "\n".join([*by_environment, *(line for line in lines if SETTINGS.match(line))]) + "\n"
+    return *by_environment, *filter(SETTINGS.match, lines)
 
 
-def _mmdebstrap(what: Recipe, settings: str) -> list[str]:
-    command = ["mmdebstrap", "--variant=apt", f"--mode={'root' if os.geteuid() == 0 else 'unshare'}", "--format=tar", f"--aptopt={settings}"]
+def _mmdebstrap(what: Recipe) -> list[str]:
+    command = ["mmdebstrap", "--variant=apt", f"--mode={'root' if os.geteuid() == 0 else 'unshare'}", "--format=tar"]
+    command += [f"--aptopt={setting}" for setting in what.settings]
     # The nodes in /dev: an ordinary user may make none, and a container gets its own.
     command += ["--skip=output/dev", '--customize-hook=rm -f "$1/etc/hostname"']
     if what.needs_certificates:
