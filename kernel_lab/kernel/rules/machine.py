@@ -65,11 +65,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Context:
-    """`flags`: the namespaces that were made with the process. `before`: the rows that ran before the refused one."""
+    """`flags`: the namespaces that were made with the process. `before`: the rows that ran before the refused one.
+
+    `root`: the directory that was the process's root when it began, which is another's for one that has joined a container.
+    """
 
     flags: CLONE = CLONE(0)  # noqa: RUF009 -- a number, which nobody can change
     before: Sequence[Asked] = ()
     machine: Machine = Machine()
+    root: str = "/"
 
     def made(self, flag: CLONE) -> bool:
         """Whether the process has a new namespace of that kind."""
@@ -82,7 +86,7 @@ class Context:
 
     def tree(self) -> tuple[str, str]:
         """The directory that is the process's root, and its working directory inside that root, after all the rows before."""
-        root, cwd = "/", "/"
+        root, cwd = self.root, "/"
         for row in self.before:
             path = text(row, 0)
             if row.call == "chdir":

@@ -187,7 +187,7 @@ INVALID: list[Rule] = [
     says(
         "mount open_tree",
         EINVAL,
-        "a tree with locked mounts below it, as in a user namespace, is bound with them or not at all; an unbindable one never (mount_namespaces(7)).",
+        "a tree with locked mounts below it, as in a user namespace, is bound with them or not at all (mount_namespaces(7)).",
         "Bind with MS_REC (open_tree: AT_RECURSIVE).",
         lambda row, context: row.call == "open_tree" or mode(MS.BIND)(row, context),
     ),
@@ -207,7 +207,7 @@ INVALID: list[Rule] = [
     says(
         "move_mount",
         EINVAL,
-        "a mount is put on a place of its own kind in this mount namespace; one that is attached moves only if its parent is not shared (move_mount(2)).",
+        "a mount goes on a place of its own kind in this mount namespace; an attached one moves only if its parent is not shared (move_mount(2)).",
         "Make / private first, and see that both are directories, or both files.",
     ),
 ]
