@@ -1,10 +1,24 @@
-"""How pytest compares the notebooks here (nbval): patiently, and without the cells whose tool this machine lacks."""
+"""How pytest compares the notebooks here (nbval): patiently, over sockets of its own, and without the cells whose tool this machine lacks."""
 
+import nbval.kernel
 import pytest
+from jupyter_client.manager import KernelManager
 
+from kernel_lab.course.execute import sockets
 from kernel_lab.course.needs import missing
 
 OUTPUT_SECONDS = 60  # nbval's own 5 are short for a busy machine
+
+
+class Manager(KernelManager):
+    """nbval asks for a kernel on TCP ports."""
+
+    def __init__(self, **settings: object) -> None:
+        self.place = sockets()
+        super().__init__(transport="ipc", connection_file=f"{self.place.name}/k", **settings)
+
+
+nbval.kernel.KernelManager = Manager
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,21 +25,26 @@ class Outcome:
     error: str = ""  # the first cell that failed, in one line
 
 
+def sockets() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for a kernel's Unix sockets, by a short name: their path has 107 bytes at most (unix(7)).
+
+    Not TCP: every user of the machine reaches those ports, and a port that was free when it was chosen may be taken when the kernel binds it.
+    """
+    return tempfile.TemporaryDirectory(prefix="klab-kernel-", dir="/tmp", ignore_cleanup_errors=True)
+
+
 def execute(notebook: Notebook, folder: Path, *, strict: bool, each: Callable[[], object] = lambda: None) -> Outcome:
     """Run every cell in `folder`, filling the outputs in; stop at the first that fails. `each` is called after every cell."""
     begun = time.monotonic()
-    sockets = tempfile.mkdtemp(prefix="klab-kernel-")  # short: the path of a Unix socket ends at 107 bytes
-    try:
-        error = asyncio.run(_execute(_client(notebook, folder, sockets), strict, each))
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
+    with sockets() as place:
+        error = asyncio.run(_execute(_client(notebook, folder, place), strict, each))
     return Outcome(time.monotonic() - begun, error)
 
 
-def _client(notebook: Notebook, folder: Path, sockets: str) -> NotebookClient:
+def _client(notebook: Notebook, folder: Path, place: str) -> NotebookClient:
     return NotebookClient(
         notebook,
-        km=AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=f"{sockets}/k"),
+        km=AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=f"{place}/k"),
         timeout=CELL_SECONDS,
         startup_timeout=START_SECONDS,
         record_timing=False,
