@@ -34,7 +34,9 @@ sys.path += sys.argv[4:]
 from kernel_lab import janitor
 janitor.main(int(sys.argv[2]), int(sys.argv[3]))
 """
-LOST = (BrokenPipeError, ConnectionResetError, EOFError)
+LOST = (BrokenPipeError, ConnectionResetError, EOFError, TimeoutError)
+# An answer takes far less than a millisecond; a janitor that gives none in this time has been stopped, and another takes its place.
+PATIENCE = 30.0
 
 
 class Guard:
@@ -158,6 +160,7 @@ def _start() -> socket.socket:
         )
     if started.returncode:
         raise RuntimeError(f"the janitor does not start: {started.stderr.decode(errors='replace')}")
+    ours.settimeout(PATIENCE)
     return ours
 
 

@@ -127,19 +127,28 @@ class Members:
             return False
 
     def _in_namespaces(self, pid: int) -> bool:
-        return any(self._shares(kind, directory) for directory in _directories(pid) for kind in self._own)
-
-    def _shares(self, kind: str, directory: str) -> bool:
         try:
-            here = identity(f"{directory}/{kind}")
-            if here == self._own[kind]:
-                return True
-            if kind not in NESTED or here == identity(f"/proc/self/ns/{kind}"):
-                return False
-            with FileIO(f"{directory}/{kind}") as file:
-                return self._own[kind] in _ancestors(file)
-        except REFUSED:
+            return self._shares(f"/proc/{pid}/ns")
+        except FileNotFoundError:
+            pass
+        except (ProcessLookupError, PermissionError):
             return False
+        # The first thread has ended, and with it its namespaces, but not the others need have. Only then are they asked: a tool outside may have
+        # sent a thread of its own in, and is not a member for that.
+        with suppress(*REFUSED):
+            return any(self._shares(f"/proc/{pid}/task/{thread}/ns") for thread in os.listdir(f"/proc/{pid}/task") if int(thread) != pid)
+        return False
+
+    def _shares(self, directory: str) -> bool:
+        for kind, own in self._own.items():
+            here = identity(f"{directory}/{kind}")
+            if here == own:
+                return True
+            if kind in NESTED and here != identity(f"/proc/self/ns/{kind}"):
+                with FileIO(f"{directory}/{kind}") as file:
+                    if own in _ancestors(file):
+                        return True
+        return False
 
 
 def _ancestors(namespace: FileIO) -> Iterator[Identity]:
@@ -149,20 +158,6 @@ def _ancestors(namespace: FileIO) -> Iterator[Identity]:
         with parent:
             yield identity(parent.fileno())
             yield from _ancestors(parent)
-
-
-def _directories(pid: int) -> list[str]:
-    """Where the namespaces of `pid` can be read: with its first thread, or with the others if that one has ended before them."""
-    # The first thread of a living process alone, else: a tool outside may have sent one of its threads in, and it is not a member for that.
-    own = f"/proc/{pid}/ns"
-    try:
-        os.stat(f"{own}/uts")
-    except FileNotFoundError:
-        with suppress(*REFUSED):
-            return [f"/proc/{pid}/task/{thread}/ns" for thread in os.listdir(f"/proc/{pid}/task")]
-    except (ProcessLookupError, PermissionError):
-        return []
-    return [own]
 
 
 def _alive(pid: int) -> bool:
