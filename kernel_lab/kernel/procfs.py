@@ -7,6 +7,7 @@ and the readers of many processes leave out those that ended meanwhile.
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ CAPABILITIES = (
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 SECCOMP = ("disabled", "strict", "filter")
+
+# The kernel escapes line ends and backslashes in a name that stands on a line of its own (proc_task_name, fs/proc/array.c).
+ESCAPE = re.compile(r"\\(.)")
 
 
 class Process(NamedTuple):
@@ -119,7 +123,7 @@ def _asking(pid: int, what: str) -> Iterator[None]:
         if error.errno in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended, or never was: /proc/{pid}/{what} cannot be read") from None
         if error.errno in (errno.EACCES, errno.EPERM):
-            why = f"/proc/{pid}/{what} is not readable for user {os.geteuid()}: process {pid} is another user's"
+            why = f"/proc/{pid}/{what} is not readable for user {os.geteuid()}: process {pid} is another user's, or not dumpable"
             raise PermissionError(error.errno, why) from None
         raise
 
@@ -204,10 +208,11 @@ def _ids(text: str) -> Ids:
 
 def status(pid: int) -> Status:
     """What /proc/PID/status says."""
-    lines = (line.partition(":") for line in os.fsdecode(read(pid, "status")).splitlines())
-    field = {name: value.strip() for name, _, value in lines}
+    # Split at line ends and tabs alone: a process may give itself a name with any other kind of space in it, and at its ends.
+    lines = (line.partition(":\t") for line in read(pid, "status").decode(errors="replace").split("\n"))
+    field = {name: value for name, _, value in lines}
     return Status(
-        name=field["Name"],
+        name=ESCAPE.sub(lambda match: "\n" if match[1] == "n" else match[1], field["Name"]),
         state=field["State"][0],
         uids=_ids(field["Uid"]),
         gids=_ids(field["Gid"]),
@@ -249,7 +254,7 @@ def gid_map(pid: int) -> tuple[IdRange, ...]:
 def cgroups(pid: int) -> tuple[CgroupLine, ...]:
     """The cgroups that `pid` is a member of: one for each v1 hierarchy, and the v2 one (man cgroups(7)), v2 first."""
     found = []
-    for line in os.fsdecode(read(pid, "cgroup")).splitlines():
+    for line in os.fsdecode(read(pid, "cgroup")).split("\n")[:-1]:
         hierarchy, controllers, path = line.split(":", 2)
         found.append(CgroupLine(int(hierarchy), tuple(filter(None, controllers.split(","))), path))
     return tuple(sorted(found))

@@ -19,9 +19,8 @@ would name, and the kit's mark in rule 4 is everybody's who uses the kit. So the
 
 import os
 import socket
-import struct
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,14 +28,14 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from kernel_lab.kernel import procfs
+from kernel_lab.kernel import inventory, procfs
 from kernel_lab.kernel.procfs import Process
 
 PREFIX = "klab"
-CGROUP_DEPTH = 4
+SIGN = "@kernel-lab-run:"
+JANITOR = "klab-janitor"
 # Whose disappearance harms the host. A process or a file of somebody else's may end at any time.
 GUARDED = frozenset({"mount", "link", "nft table"})
-KINDS = (*procfs.NAMESPACES, "pid_for_children", "time_for_children")
 
 
 @dataclass(frozen=True, order=True)
@@ -50,7 +49,7 @@ class Leak:
     note: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Leaks:
     """What is different and ours; false when nothing is. `unsure` names the other runs of the kit because of which some kinds were not judged."""
 
@@ -64,10 +63,12 @@ class Leaks:
         if not self.found:
             return "nothing is left behind"
         rows = [(leak.what, leak.change, leak.which, leak.note) for leak in self.found]
-        return tabulate(rows, headers=("what", "change", "which", "by"), tablefmt=form, disable_numparse=True)
+        table = tabulate(rows, headers=("what", "change", "which", "by"), tablefmt=form, disable_numparse=True)
+        # A path need not be text, and a table that cannot be printed would hide what it is about.
+        return table.encode(errors="replace").decode()
 
-    def __str__(self) -> str:
-        return self._table("plain") + "".join(f"\nnot judged what has no owner: also at work is {other}" for other in self.unsure)
+    def __repr__(self) -> str:
+        return self._table("simple") + "".join(f"\nnot judged what has no owner: also at work is {other}" for other in self.unsure)
 
     def _repr_html_(self) -> str:
         return self._table("html")
@@ -154,7 +155,9 @@ def differences(before: Snapshot, now: Snapshot, mine: frozenset[int], *, alone:
     """What of `now` was not in `before`, and what of the guarded kinds is no longer, as far as it is ours."""
     for pid in mine:
         one = now.processes[pid]
-        if one.identity not in before.identities:
+        # A zombie that has another parent has ended, and is that one's to wait for.
+        waited_for = one.state != "Z" or one.parent in mine | {before.me}
+        if one.identity not in before.identities and waited_for:
             yield Leak("process", "appeared", f"{pid}, started {one.started}", f"{one.name}, child of {one.parent}, state {one.state}")
     for name in now.held.keys() - before.held.keys():
         holders = now.held[name] & (mine | {before.me})
@@ -177,21 +180,37 @@ def at_work() -> Iterator[None]:
     The sign is an abstract socket: everyone may read its name in /proc/net/unix, and it goes with its process, however that ends.
     """
     with socket.socket(socket.AF_UNIX) as sign:
-        sign.bind(f"\0kernel-lab-run:{os.getpid()}")
+        sign.bind(f"\0{SIGN[1:]}{os.getpid()}")
         yield
 
 
 def others(now: Snapshot, run: str | None) -> tuple[str, ...]:
-    """The other runs of the kit: processes outside our own line of descent that have hung out the sign, or that carry another KERNEL_LAB_RUN."""
+    """The other runs of the kit: processes outside our own line of descent, and without our KERNEL_LAB_RUN, that have hung out the sign, that carry
+    another KERNEL_LAB_RUN, or that a janitor watches: every creator of containers has one."""
     me = os.getpid()
     family = {pid for pid in now.processes if me in _line(now.processes, pid)} | set(_line(now.processes, me))
-    signs = Path("/proc/net/unix").read_text().partition("@kernel-lab-run:")[2].split("@kernel-lab-run:")
-    found = {int(sign.split()[0]) for sign in signs if sign}
-    for pid in now.processes.keys() - family:
-        value = environ(pid).get("KERNEL_LAB_RUN")
-        if value and not _is_run(value, run):
-            found.add(pid)
-    return tuple(f"process {pid} ({now.processes[pid].name})" for pid in sorted(found - family) if pid in now.processes)
+    runs = {pid: environ(pid).get("KERNEL_LAB_RUN") for pid in now.processes.keys() - family}
+    signs = Path("/proc/net/unix").read_text().split(SIGN)[1:]
+    found = {int(sign.split()[0]) for sign in signs} | {pid for pid, value in runs.items() if value}
+    for pid in runs:
+        if now.processes[pid].name == JANITOR:
+            found.add(_watched(pid))
+    strangers = sorted(pid for pid in found if pid in runs and not _is_run(runs[pid], run))
+    return tuple(f"process {pid} ({now.processes[pid].name})" for pid in strangers)
+
+
+def _watched(janitor: int) -> int:
+    """The process that a janitor holds a pidfd of: -1 when that has ended, the janitor itself when we may not look."""
+    try:
+        for name in os.listdir(f"/proc/{janitor}/fdinfo"):
+            _, found, pid = Path(f"/proc/{janitor}/fdinfo/{name}").read_text().partition("\nPid:")
+            if found:
+                return int(pid.split()[0])
+    except PermissionError:
+        return janitor
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return -1
 
 
 def snapshot(run: str | os.PathLike[str] | None = None) -> Snapshot:
@@ -199,119 +218,14 @@ def snapshot(run: str | os.PathLike[str] | None = None) -> Snapshot:
     place = os.fspath(run) if run is not None else os.environ.get("KERNEL_LAB_RUN")
     processes = procfs.processes()
     things = {
-        "own namespace": _own_namespaces(),
-        "mount": frozenset(Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()),
-        "link": frozenset(f"{name} ({index})" for index, name in socket.if_nameindex() if name.startswith((PREFIX, "veth"))),
-        "nft table": frozenset(_tables()),
-        "cgroup": frozenset(_cgroups("/sys/fs/cgroup", CGROUP_DEPTH)),
-        "ipc": frozenset(_ipc(processes)),
-        "queue": frozenset(_names("/dev/mqueue", "")) | frozenset(_names("/dev/shm", PREFIX)),
-        "descriptor": frozenset(f"{number} on {target}" for number, target in procfs.open_files(os.getpid()).items()),
-        "record": frozenset(_records(place)) if place else frozenset(),
+        "own namespace": inventory.own_namespaces(),
+        "mount": frozenset(inventory.mounts()),
+        "link": frozenset(inventory.links(PREFIX, "veth")),
+        "nft table": frozenset(inventory.tables(PREFIX)),
+        "cgroup": frozenset(inventory.cgroups(PREFIX)),
+        "ipc": frozenset(inventory.ipc(processes)),
+        "queue": frozenset(inventory.names("/dev/mqueue")) | frozenset(inventory.names("/dev/shm", PREFIX)),
+        "descriptor": frozenset(inventory.descriptors()),
+        "record": frozenset(inventory.records(place)) if place else frozenset(),
     }
-    return Snapshot(processes, _held(processes.values()), things, place)
-
-
-def _namespaces(directory: str) -> Iterator[str]:
-    for kind in KINDS:
-        try:
-            yield os.readlink(f"{directory}/{kind}")
-        except (PermissionError, ProcessLookupError):
-            return
-        except FileNotFoundError:
-            # A kind that this kernel lacks, a process that has ended, or a new PID namespace that has no process yet.
-            continue
-
-
-def _held(processes: Iterable[Process]) -> dict[str, frozenset[int]]:
-    found: dict[str, set[int]] = {}
-    for one in processes:
-        # Kernel threads (children of number 2) and zombies are in no namespace of their own.
-        if one.parent != 2 and one.state != "Z":
-            for name in _namespaces(f"/proc/{one.pid}/ns"):
-                found.setdefault(name, set()).add(one.pid)
-    return {name: frozenset(inside) for name, inside in found.items()}
-
-
-def _own_namespaces() -> frozenset[str]:
-    """Of each thread: unshare and setns move only the thread that calls them."""
-    return frozenset(name for thread in os.listdir("/proc/self/task") for name in _namespaces(f"/proc/self/task/{thread}/ns"))
-
-
-def _names(directory: str, prefix: str) -> Iterator[str]:
-    try:
-        yield from (f"{directory}/{name}" for name in os.listdir(directory) if name.startswith(prefix))
-    except OSError:
-        return
-
-
-def _cgroups(directory: str, depth: int, inside: bool = False) -> Iterator[str]:
-    """The control groups that carry the prefix, and everything in them. The inode tells one from its namesake of later."""
-    try:
-        # The kernel counts a cgroup's subdirectories in its link count, so that a leaf need not be listed.
-        if os.stat(directory).st_nlink == 2:
-            return
-        entries = [entry for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return
-    for entry in entries:
-        own = inside or entry.name.startswith(PREFIX)
-        if own:
-            yield f"{entry.path} ({entry.inode()})"
-        if depth > 1 or own:
-            yield from _cgroups(entry.path, depth - 1, own)
-
-
-def _ipc(processes: Mapping[int, Process]) -> Iterator[str]:
-    """System V objects. Shared memory names its creator: a segment of a process that lives is that process's business."""
-    for kind in ("msg", "sem", "shm"):
-        try:
-            header, *rows = Path(f"/proc/sysvipc/{kind}").read_text().splitlines()
-        except OSError:
-            continue
-        for row in rows:
-            values = dict(zip(header.split(), row.split(), strict=True))
-            creator = int(values.get("cpid", "0"))
-            if creator == os.getpid() or creator not in processes:
-                yield f"{kind} {row.split()[1]}, key {values['key']}"
-
-
-def _records(run: str) -> Iterator[str]:
-    for directory, _, files in os.walk(run):
-        yield from (os.path.join(directory, name) for name in files if not name.endswith("lock"))
-
-
-NETLINK_NETFILTER = 12
-NFT_MSG_GETTABLE = 10 << 8 | 1
-NLM_F_REQUEST_DUMP = 0x301
-NFTA_TABLE_NAME = 1
-NFTA_TABLE_HANDLE = 4
-
-
-def _tables() -> Iterator[str]:
-    """The nftables tables that carry the prefix. Asked by netlink: starting nft would cost more than all the rest of an audit."""
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as link:
-            link.settimeout(5)
-            link.send(struct.pack("=IHHIIBBH", 20, NFT_MSG_GETTABLE, NLM_F_REQUEST_DUMP, 1, 0, 0, 0, 0))
-            while True:
-                answer = link.recv(1 << 16)
-                while answer:
-                    size, kind = struct.unpack_from("=IH", answer)
-                    # NLMSG_DONE ends the answer; NLMSG_ERROR says that we may not ask, or that the kernel has no nftables.
-                    if kind in (2, 3):
-                        return
-                    attributes = dict(_attributes(answer[20:size]))
-                    name = attributes[NFTA_TABLE_NAME].rstrip(b"\0").decode()
-                    if name.startswith(PREFIX):
-                        yield f"{name} (family {answer[16]}, handle {int.from_bytes(attributes[NFTA_TABLE_HANDLE], 'big')})"
-                    answer = answer[size + 3 & ~3 :]
-    except OSError:
-        return
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while data:
-        size, kind = struct.unpack_from("=HH", data)
-        yield kind & 0x3FFF, data[4:size]
-        data = data[size + 3 & ~3 :]
+    return Snapshot(processes, inventory.held(processes.values()), things, place)

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from needs import reason
 
+from kernel_lab.janitor import watch_leftovers
+from kernel_lab.kernel.executors import available
 from kernel_lab.kernel.snapshot import at_work, snapshot
 
 PATIENCE = 20.0
@@ -33,9 +35,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "executor" in metafunc.fixturenames:
-        # Imported here, so that the tests of the modules below the executors do not depend on them.
-        from kernel_lab.kernel.executors import available
-
         names = available()
         metafunc.parametrize("executor", names[:1] if os.environ.get("KERNEL_LAB_QUICK") == "1" else names, indirect=True)
 
@@ -54,6 +53,9 @@ def run_directory() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="klab-tests-", dir="/run" if os.geteuid() == 0 else None))
     with pytest.MonkeyPatch.context() as patch, at_work():
         patch.setenv("KERNEL_LAB_RUN", str(directory))
+        # What a creator of containers opens once and keeps: a descriptor of itself, and its conversation with its janitor.
+        available()
+        watch_leftovers()
         first = snapshot()
         yield directory
         # What a library keeps open until the process ends is no leak of the session; everything else is.
