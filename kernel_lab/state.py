@@ -1,7 +1,7 @@
 """Where the kit keeps its state, how its files change, and whose a thing on disk is.
 
-What a process makes in these directories for itself alone carries its stamp, `NUMBER-START`, somewhere in the name: so that `klab cleanup` can see
-whether the one that made it still lives. A process number alone says nothing, since numbers are given again.
+What a process makes in these directories for itself alone carries its stamp somewhere in the name, `p` and its number, `t` and its start: so that `klab cleanup` can
+see whether the one that made it still lives. A process number alone says nothing, since numbers are given again.
 """
 
 import fcntl
@@ -35,12 +35,12 @@ class Creator(NamedTuple):
     @classmethod
     def in_name(cls, name: str) -> "Creator | None":
         """The creator whose stamp `name` carries."""
-        found = re.search(r"(?<!\d)(\d+)-(\d+)(?!\d)", name)
+        found = re.search(r"(?<![0-9A-Za-z])p(\d+)t(\d+)(?![0-9A-Za-z])", name)
         return cls(int(found[1]), int(found[2])) if found else None
 
     @property
     def stamp(self) -> str:
-        return f"{self.pid}-{self.start}"
+        return f"p{self.pid}t{self.start}"
 
     def alive(self) -> bool:
         return procfs.alive(self.pid, self.start)
