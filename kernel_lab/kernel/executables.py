@@ -62,7 +62,7 @@ def exists(path: str, root: str = "/") -> bool:
 def reason(path: str, *, root: str = "/", cwd: str = "/") -> Reason | None:
     """Why execve of `path` fails in that root and working directory, or None when nothing is wrong with the file."""
     try:
-        _check(posixpath.join(cwd, path), root, cwd, 0)
+        _check(posixpath.join(cwd, path.removeprefix("./")), root, cwd, 0)
     except _Found as found:
         return found.reason
     except OSError:  # the root is gone, or what stands there may not be read: nothing can be said

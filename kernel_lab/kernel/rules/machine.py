@@ -98,9 +98,19 @@ class Context:
         return root, cwd
 
 
+    def file(self, row: Asked) -> str:
+        """The path that the row is about: its own, or that of the row which has opened its descriptor."""
+        handle = row.args[0] if row.args else None
+        opened = [earlier for earlier in self.before if handle is not None and getattr(earlier, "into", None) == handle]
+        if opened:
+            return self.file(opened[-1])
+        return text(row, 1) if row.call in ("openat", "mkdirat", "mknodat") else text(row, 0)
+
+
 def below(root: str, path: str) -> str:
     """A path inside a root, seen from outside; `..` does not lead out."""
-    return posixpath.normpath(root + "/" + posixpath.normpath("/" + path.lstrip("/")).lstrip("/"))
+    inside = posixpath.normpath("/" + path.lstrip("/"))
+    return inside if root == "/" else posixpath.normpath(root + inside)
 
 
 def value(row: Asked, position: int) -> int:

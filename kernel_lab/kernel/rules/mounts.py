@@ -75,7 +75,8 @@ def _unknown(row: Asked, context: Context) -> Why:
 
 
 def _was_made_private(context: Context) -> bool:
-    return any(mode(MS.PRIVATE, MS.SLAVE, MS.UNBINDABLE)(row, context) and text(row, 1) == "/" for row in context.before)
+    changes = [row for row in context.before if row.call == "mount" and text(row, 1) == "/" and value(row, 3) & PROPAGATION]
+    return bool(changes) and not value(changes[-1], 3) & MS.SHARED
 
 
 def _new_root(row: Asked, context: Context) -> str:

@@ -1,10 +1,11 @@
 """Why a namespace is not made or entered, and what may not be done in it (namespaces(7), user_namespaces(7))."""
 
+import posixpath
 from errno import EACCES, EAGAIN, EBADF, EBUSY, EINVAL, ENODEV, ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, ESRCH, EUSERS
 
 from kernel_lab.kernel.errors import Asked
 from kernel_lab.kernel.flags import CAP, CLONE, shown
-from kernel_lab.kernel.rules.machine import Context, text, value
+from kernel_lab.kernel.rules.machine import Context, value
 from kernel_lab.kernel.rules.rule import Rule, When, Why, found, says
 
 MAKERS = "clone3 clone unshare"
@@ -39,8 +40,8 @@ def makes_user(row: Asked, context: Context) -> bool:
 
 
 def file_is(*names: str) -> When:
-    """Whether the row is about such a file below /proc/PID, by its path or by the name of its handle."""
-    return lambda row, context: any(name in text(row, 0) or (row.call == "openat" and name in text(row, 1)) for name in names)
+    """Whether the row is about such a file below /proc/PID."""
+    return lambda row, context: posixpath.basename(context.file(row)) in names
 
 
 MAPS = file_is("uid_map", "gid_map")

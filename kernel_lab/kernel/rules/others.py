@@ -23,13 +23,14 @@ from errno import (
     ENOSPC,
     ENOSYS,
     ENOTDIR,
+    EOVERFLOW,
     EPERM,
     EROFS,
 )
 
 from kernel_lab.kernel.errors import Asked
 from kernel_lab.kernel.flags import S_IF
-from kernel_lab.kernel.rules.machine import Context, text, value
+from kernel_lab.kernel.rules.machine import Context, value
 from kernel_lab.kernel.rules.rule import Rule, says
 
 NODES = "mknod mknodat"
@@ -42,7 +43,7 @@ def _device(row: Asked, context: Context) -> bool:
 
 
 def _cgroup(row: Asked, context: Context) -> bool:
-    return any("cgroup" in text(row, position) for position in (0, 1))
+    return "cgroup" in context.file(row)
 
 
 FILES: list[Rule] = [
@@ -133,6 +134,13 @@ ANY: list[Rule] = [
     says(PATHS, ELOOP, "the symbolic links of the path lead in a circle, or O_NOFOLLOW met one (path_resolution(7)).", "Follow them with ls -l."),
     says(PATHS, EEXIST, "the name is taken (open(2)).", "Remove it, or tolerate EEXIST."),
     says(PATHS, EACCES, "the user lacks a permission on the file or on a directory above it (path_resolution(7)).", "See namei -l."),
+    says(
+        f"{PATHS} mq_open",
+        EOVERFLOW,
+        "a file is made by a user and a group that the file system's user namespace knows, and this process's ids are not mapped"
+        " (user_namespaces(7)).",
+        "Write uid_map and gid_map first: User() does.",
+    ),
     says(PATHS, EISDIR, "a directory cannot be opened for writing (open(2)).", "Name a file in it."),
     says(
         "", EROFS, "the file system or this mount of it is read-only (mount(2)).", "See ro in /proc/self/mountinfo; mount a tmpfs or a volume there."
