@@ -1,0 +1,64 @@
+"""What every contestant of a benchmark is: something that gets ready on a ground, and then makes a container each time it is called."""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class Absent(Exception):
+    """This contestant cannot take part here; the text says why."""
+
+
+class Start(NamedTuple):
+    """One container, from the wish to its end: how long it took, and what its command left."""
+
+    seconds: float
+    code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[[], Start]
+
+
+class Network(NamedTuple):
+    """A bridge of the host's, and what a container gets in it."""
+
+    bridge: str
+    address: str
+    gateway: str
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What is the same for all: the root, the command that is run in it, the network, and a directory for what somebody needs besides."""
+
+    root: Path
+    folder: Path
+    command: tuple[str, ...] = ("/bin/true",)
+    network: Network | None = None
+    hostname: str = "box"
+
+
+class Contestant(Protocol):
+    """`who` it is, what one start `includes`, and `ready`: raises Absent where it is not installed or cannot run."""
+
+    who: str
+    includes: str
+
+    def version(self) -> str | None:
+        """Of the program, where it is one."""
+
+    def ready(self, ground: Ground) -> AbstractContextManager[Run]:
+        """Everything that is not part of a start: afterwards each call makes a container."""
+
+
+def command(words: Sequence[str]) -> Start:
+    """A start by a command line: with the process that it takes, and its outputs read, as a program that uses the tool has to."""
+    begin = time.perf_counter()
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    return Start(time.perf_counter() - begin, done.returncode, done.stdout, done.stderr)

@@ -1,0 +1,78 @@
+"""The floor as Python sees it: `floor.c`, compiled once, as a server that makes a container a line, or as a command."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kernel_lab import state
+from kernel_lab.benchmarks.contestant import Absent, Ground, Run, Start, command
+
+SOURCE = Path(__file__).with_name("floor.c")
+
+
+def compiled() -> Path:
+    """The compiled program, made on first use. Raises Absent where there is no compiler."""
+    path = state.data_dir() / f"floor-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}"
+    if not path.exists():
+        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        if not compiler:
+            raise Absent("not installed: a C compiler (cc)")
+        half = path.with_name(f"{path.name}.{state.Creator.this().stamp}")
+        try:
+            subprocess.run([compiler, "-O2", "-o", half, SOURCE], check=True, capture_output=True, text=True)
+            half.replace(path)
+        except subprocess.CalledProcessError as error:
+            raise Absent(f"{compiler} cannot compile it: {error.stderr.strip().splitlines()[0]}") from None
+        finally:
+            half.unlink(missing_ok=True)
+    return path
+
+
+def arguments(ground: Ground) -> list[str]:
+    """What the program is told of a ground."""
+    veth = ("--veth", *ground.network) if ground.network else ()
+    return ["--hostname", ground.hostname, *veth, str(ground.root), *ground.command]
+
+
+class Server:
+    """The floor itself: no process is started but the container's."""
+
+    who = "C floor"
+    includes = "clone3, six namespaces, maps, host name, bind, pivot_root, /proc, loopback, both outputs read, wait: from within one small C process"
+
+    def version(self) -> str | None:
+        return None
+
+    @contextmanager
+    def ready(self, ground: Ground) -> Iterator[Run]:
+        words = [str(compiled()), "--server", *arguments(ground)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            yield lambda: _ask(process)
+
+
+def _ask(server: "subprocess.Popen[bytes]") -> Start:
+    assert server.stdin and server.stdout
+    server.stdin.write(b"\n")
+    server.stdin.flush()
+    nanoseconds, status, out, err = map(int, server.stdout.readline().split())
+    stdout, stderr = server.stdout.read(out), server.stdout.read(err)
+    return Start(nanoseconds / 1e9, status, os.fsdecode(stdout), os.fsdecode(stderr))
+
+
+class Anew:
+    """The same program as a command."""
+
+    who = "C program, started anew"
+    includes = "the same, in a process that is started for each container: what any command-line tool pays before its first line"
+
+    def version(self) -> str | None:
+        return None
+
+    @contextmanager
+    def ready(self, ground: Ground) -> Iterator[Run]:
+        words: Sequence[str] = [str(compiled()), *arguments(ground)]
+        yield lambda: command(words)

@@ -1,0 +1,103 @@
+"""The tools that others use for the same: each makes what the floor makes, as nearly as its options allow; `includes` says what is more and what less."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from kernel_lab import state
+from kernel_lab.benchmarks import hybrid, oci, outside
+from kernel_lab.benchmarks.contestant import Absent, Ground, Run, Start, command
+
+
+class Peer:
+    """A program of somebody else's, by the name that it is installed under."""
+
+    program: str
+    who: str
+    includes: str
+
+    def version(self) -> str | None:
+        found = shutil.which(self.program)
+        said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout if found else ""
+        return said.splitlines()[0].removeprefix(self.program).strip() if said else None
+
+    @property
+    def path(self) -> str:
+        """Raises Absent when it is not installed."""
+        found = shutil.which(self.program)
+        if not found:
+            raise Absent("not installed")
+        return found
+
+
+class Unshare(Peer):
+    program = "unshare"
+    who = "unshare (util-linux)"
+    includes = "six namespaces, map, /proc; less: chroot instead of bind and pivot_root, no host name, loopback down"
+
+    @contextmanager
+    def ready(self, ground: Ground) -> Iterator[Run]:
+        options = ["--user", "--map-root-user", "--uts", "--mount", "--ipc", "--pid", "--fork", f"--root={ground.root}", "--mount-proc=/proc"]
+        yield _starts([self.path, *options], ["--net"], ground)
+
+
+class Bubblewrap(Peer):
+    program = "bwrap"
+    who = "bubblewrap"
+    includes = "six namespaces, map, host name, bind, pivot_root twice, /proc with read-only parts, loopback, no_new_privs"
+
+    @contextmanager
+    def ready(self, ground: Ground) -> Iterator[Run]:
+        namespaces = ["--unshare-user", "--unshare-uts", "--unshare-ipc", "--unshare-pid"]
+        options = ["--uid", "0", "--gid", "0", "--hostname", ground.hostname, "--bind", str(ground.root), "/", "--proc", "/proc", "--as-pid-1"]
+        yield _starts([self.path, *namespaces, *options], ["--unshare-net"], ground)
+
+
+def _starts(words: Sequence[str], new_network: Sequence[str], ground: Ground) -> Run:
+    """Of a tool that only makes a network namespace of its own, or stays in the one that it is in."""
+    if not ground.network:
+        return lambda: command([*words, *new_network, *ground.command])
+    file = ground.folder / "network"
+    script = outside.wrapped(outside.joined([*words, *ground.command], file), ground.network, file)
+    return lambda: command(script)
+
+
+class Runtime(Peer):
+    """An OCI runtime, driven as a container engine drives it: by a bundle."""
+
+    options: tuple[str, ...] = ()
+
+    def surroundings(self) -> AbstractContextManager[Callable[[Sequence[str]], Start]]:
+        """What its command lines are run by."""
+        return nullcontext(command)
+
+    @contextmanager
+    def ready(self, ground: Ground) -> Iterator[Run]:
+        folder = ground.folder / self.program
+        file = ground.folder / "network"
+        bundle = oci.bundle(ground, folder, str(file) if ground.network else None)
+        name = f"klab-bench-{state.Creator.this().stamp}"
+        base = [self.path, f"--root={folder / 'state'}", *self.options]
+        words = [*base, "run", f"--bundle={bundle}", name]
+        line = outside.wrapped(words, ground.network, file) if ground.network else words
+        try:
+            with self.surroundings() as runs:
+                yield lambda: runs(line)
+        finally:
+            if any((folder / "state").glob("*")):
+                subprocess.run([*base, "delete", "--force", name], capture_output=True)
+
+
+class Crun(Runtime):
+    program = who = "crun"
+    includes = "six namespaces, map, host name, bind, pivot_root, /proc, the usual nodes in /dev, capabilities, loopback, its state on disk; no cgroup"
+    options = ("--cgroup-manager=disabled",)
+
+    def surroundings(self) -> AbstractContextManager[Callable[[Sequence[str]], Start]]:
+        return hybrid.without_v2()
+
+
+class Runc(Runtime):
+    program = who = "runc"
+    includes = "the same as crun, and a cgroup, which it cannot leave out"

@@ -1,0 +1,100 @@
+"""What a benchmark has found, as rows: in a terminal, in a notebook, as JSON, and as a picture."""
+
+import html
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from kernel_lab.kernel.errors import UsageError
+
+HEADERS = ("case", "who", "median ms", "p95 ms", "× floor", "note")
+PICTURES = (".pdf", ".png", ".svg")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant in one case. Without times it says in its note why it has none."""
+
+    case: str
+    who: str
+    median_ms: float | None = None
+    p95_ms: float | None = None
+    times_floor: float | None = None
+    note: str = ""
+
+    @classmethod
+    def of(cls, case: str, who: str, times: Sequence[float], floor: Sequence[float], note: str = "") -> "Row":
+        """From times in milliseconds, and the floor's."""
+        median = statistics.median(times)
+        p95 = statistics.quantiles(times, n=20, method="inclusive")[-1] if len(times) > 1 else median
+        return cls(case, who, round(median, 3), round(p95, 3), round(median / statistics.median(floor), 2) if floor else None, note)
+
+    def cells(self) -> tuple[str, ...]:
+        numbers = ("–" if number is None else f"{number:.2f}" for number in (self.median_ms, self.p95_ms, self.times_floor))
+        return (self.case, self.who, *numbers, self.note)
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """`rows`, the machine they were measured on, and every single time in milliseconds, by case and contestant."""
+
+    rows: tuple[Row, ...]
+    rounds: int
+    machine: Mapping[str, object]
+    times: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
+
+    def row(self, case: str, who: str) -> Row:
+        return next(row for row in self.rows if (row.case, row.who) == (case, who))
+
+    def json(self) -> str:
+        return json.dumps({"rows": [asdict(row) for row in self.rows], "rounds": self.rounds, "machine": self.machine}, indent=2, ensure_ascii=False)
+
+    def _machine(self) -> str:
+        peers = self.machine.get("peers")
+        facts = ", ".join(f"{name} {value}" for name, value in self.machine.items() if name != "peers")
+        versions = ", ".join(f"{name} {value}" for name, value in peers.items()) if isinstance(peers, Mapping) else ""
+        return f"{self.rounds} rounds on: {facts}" + (f"\nbeside: {versions}" if versions else "")
+
+    def __repr__(self) -> str:
+        aligned = ("left", "left", "right", "right", "right", "left")
+        return tabulate([row.cells() for row in self.rows], HEADERS, disable_numparse=True, colalign=aligned) + f"\n\n{self._machine()}"
+
+    def _repr_html_(self) -> str:
+        table = tabulate([row.cells() for row in self.rows], HEADERS, tablefmt="html", disable_numparse=True)
+        return f"{table}<p>{html.escape(self._machine())}</p>"
+
+    def plot(self, file: str | Path | None = None) -> Any:
+        """Every time as a dot and the medians as bars, on a logarithmic axis; the matplotlib figure, also written to `file`."""
+        from matplotlib.figure import Figure
+
+        cases = list(dict.fromkeys(case for case, _ in self.times))
+        figure = Figure(figsize=(8, 1 + 0.45 * len(self.times)), layout="constrained")
+        panels = figure.subplots(len(cases), squeeze=False, sharex=True) if cases else []
+        for case, (axes,) in zip(cases, panels, strict=True):
+            self._panel(axes, case)
+        if file is not None:
+            figure.savefig(file)
+        return figure
+
+    def _panel(self, axes: Any, case: str) -> None:
+        chosen = {who: times for (at, who), times in self.times.items() if at == case}
+        medians = [statistics.median(times) for times in chosen.values()]
+        axes.barh(list(chosen), medians, color="tab:blue", alpha=0.35)
+        for who, times in chosen.items():
+            axes.plot(times, [who] * len(times), "|", color="tab:blue", alpha=0.6)
+        axes.set(xscale="log", title=case, xlabel="milliseconds from the wish to the end of the command")
+        axes.invert_yaxis()
+
+
+def check_picture(file: str | Path) -> None:
+    """Raises UsageError for a picture that could not be written, before anything has been measured for it."""
+    path = Path(file)
+    if path.suffix not in PICTURES:
+        raise UsageError(f"plot {str(file)!r}: a picture ends in {', '.join(PICTURES)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"plot {str(file)!r}: there is no directory {path.absolute().parent}")
