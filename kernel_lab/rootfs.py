@@ -4,7 +4,6 @@ Each is made once, under a name of its maker's, and then renamed into place: who
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -74,7 +73,7 @@ def _once(name: str, fill: Callable[[Path], None]) -> Path:
 
 
 def _static_busybox() -> Path:
-    found = shutil.which("busybox", path=f"{os.environ.get('PATH', os.defpath)}:/bin:/usr/bin")
+    found = shutil.which("busybox")
     if not found:
         raise UsageError("busybox: not found; install Debian's package busybox-static")
     # The package busybox has a program of the same name that needs a C library, and the root has none.

@@ -1,7 +1,7 @@
 """Where the kit keeps its state, how its files change, and whose a thing on disk is.
 
-What a process makes in these directories for itself alone carries its stamp somewhere in the name, `p` and its number, `t` and its start: so that `klab cleanup` can
-see whether the one that made it still lives. A process number alone says nothing, since numbers are given again.
+What a process makes in these directories for itself alone carries its stamp in the name, `p` and its number, `t` and its start: so that
+`klab cleanup` can see whether the one that made it still lives. A number alone says nothing, since numbers are given again.
 """
 
 import fcntl
