@@ -9,7 +9,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,12 +120,19 @@ def _asking(pid: int, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         # ENOENT: the directory is gone. ESRCH: it was there when opened and gone when read. EINVAL: a process that ended has no maps any more.
-        if error.errno in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
+        # EACCES of a zombie: its directories are root's from its end on, whosever it was (task_dump_owner, fs/proc/base.c).
+        if error.errno in (errno.ENOENT, errno.ESRCH, errno.EINVAL) or (error.errno == errno.EACCES and _is_zombie(pid)):
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended, or never was: /proc/{pid}/{what} cannot be read") from None
         if error.errno in (errno.EACCES, errno.EPERM):
             why = f"/proc/{pid}/{what} is not readable for user {os.geteuid()}: process {pid} is another user's, or not dumpable"
             raise PermissionError(error.errno, why) from None
         raise
+
+
+def _is_zombie(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat", "rb") as file:
+        return _process(file.read()).state in "ZX"
+    return True
 
 
 def read(pid: int, what: str) -> bytes:
