@@ -58,13 +58,6 @@ def a_child(**settings: str) -> Row:
 CASES = {
     "two kinds that exclude each other": case(NEWUSER | CLONE.FS, EINVAL, lambda t: [], "CLONE_FS|CLONE_NEWUSER: ", "clone(2)", "Leave one"),
     "nested too deeply": case(NEWUSER, ENOSPC, lambda t: nested_until_refused(), "32 deep", "user.max_user_namespaces"),
-    "over the limit": case(
-        NEWUSER,
-        ENOSPC,
-        lambda t: [*writes("/proc/sys/user/max_uts_namespaces", "0"), call("unshare", CLONE.NEWUTS)],
-        "user.max_uts_namespaces",
-        "lsns",
-    ),
     "joining another kind": case(
         NEWUSER, EINVAL, lambda t: [opened("/proc/self/ns/uts"), call("setns", FILE, CLONE.NEWNET)], "of another kind than asked"
     ),
@@ -74,7 +67,9 @@ CASES = {
     "joining without a right": case(
         NEWUSER, EPERM, lambda t: [opened("/proc/self/ns/uts"), call("setns", FILE, CLONE.NEWUTS)], "that owns the target"
     ),
-    "a map of another's id": case(NEWUSER, EPERM, lambda t: writes("/proc/self/uid_map", "0 12345 1"), "maps the writer's own id", "subuid"),
+    "a map of another's id": case(
+        NEWUSER, EPERM, lambda t: writes("/proc/self/uid_map", f"0 {os.geteuid() + 1} 1"), "maps the writer's own id", "subuid"
+    ),
     "a map that overlaps": case(NEWUSER, EINVAL, lambda t: writes("/proc/self/uid_map", "0 0 2\n1 5 2"), "no line overlaps another"),
     "groups without a map": case(NEWUSER, EPERM, lambda t: [call("setgroups", 0, None)], "gid_map", "/proc/self/setgroups"),
     "groups denied and allowed": case(
@@ -178,6 +173,17 @@ def test_a_refusal_is_explained(name: str, tmp_path: Path) -> None:
     check(CASES[name], str(tmp_path))
 
 
+@pytest.mark.needs("userns")
+def test_a_limit_is_explained() -> None:
+    if os.statvfs("/proc/sys").f_flag & os.ST_RDONLY:
+        pytest.skip("/proc/sys is read-only: this is a container")
+    error = attempt([*writes("/proc/sys/user/max_uts_namespaces", "0"), call("unshare", CLONE.NEWUTS)], NEWUSER)
+    assert error is not None
+    assert error.errno == ENOSPC, str(error)
+    assert "user.max_uts_namespaces" in error.rule
+    assert "lsns" in error.look
+
+
 def script(path: Path, text: str = "#!/bin/sh\n", mode: int = 0o755) -> str:
     path.write_text(text)
     path.chmod(mode)
@@ -215,7 +221,8 @@ def test_a_program_that_is_being_written(tmp_path: Path) -> None:
     path = script(tmp_path / "s")
     with open(path, "a"):
         error = attempt([starts(path)], NOTHING)
-    assert error is not None
+    if error is None:
+        pytest.skip("this kernel starts a program that is open for writing, as Linux 6.11 did")
     assert error.errno == ETXTBSY
     assert "open for writing" in error.rule
 
@@ -249,10 +256,9 @@ def test_a_namespace_for_root_alone() -> None:
     assert "Add User()" in error.look
 
 
+@pytest.mark.needs("root")
 def test_the_whole_line(tmp_path: Path) -> None:
-    error = attempt([PRIVATE, call("mount", None, str(tmp_path), None, MS.PRIVATE)], NEWNS) if os.geteuid() == 0 else None
-    if error is None:
-        pytest.skip("needs root: this is an ordinary user")
+    error = attempt([PRIVATE, call("mount", None, str(tmp_path), None, MS.PRIVATE)], NEWNS)
     begin = f'row 1, mount(NULL, "{tmp_path}", NULL, MS_PRIVATE): EINVAL: only a mount point has a propagation'
     assert str(error).startswith(begin)
     assert "\n" not in str(error)

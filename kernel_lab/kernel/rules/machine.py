@@ -56,12 +56,6 @@ class Machine:
         roots = [line.partition(" - ")[2].split()[0] for line in lines if line.split()[4] == "/"]
         return roots[-1:] == ["rootfs"]
 
-    def knows(self, filesystem: str) -> bool:
-        try:
-            return filesystem in (self.proc / "filesystems").read_text().split()
-        except OSError:
-            return True
-
 
 @dataclass(frozen=True)
 class Context:
@@ -96,7 +90,6 @@ class Context:
             elif row.call == "pivot_root":
                 root, cwd = below(root, posixpath.join(cwd, path)), "/"
         return root, cwd
-
 
     def file(self, row: Asked) -> str:
         """The path that the row is about: its own, or that of the row which has opened its descriptor."""

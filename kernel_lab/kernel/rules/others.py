@@ -126,7 +126,7 @@ NETWORK: list[Rule] = [
 
 PATHS = (
     "openat openat2 mkdirat mknodat symlinkat linkat unlinkat renameat2 fchmodat fchownat chdir chroot"
-    " open_tree move_mount mount_setattr umount2 pivot_root"
+    " open_tree move_mount mount_setattr umount2 pivot_root execve execveat"
 )
 ANY: list[Rule] = [
     says(PATHS, ENOENT, "a part of the path does not exist in this process's root (path_resolution(7)).", "Make it, or check the path."),
