@@ -51,9 +51,5 @@ class KernelError(OSError):
         return f"{where}{self.call}: {name_of(self.errno or 0)}: {why}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # OSError would be rebuilt from (errno, strerror) alone.
-        return _rebuilt, (self.errno, self.call, self.index, self.row, self.rule, self.look), {"program": self.program}
-
-
-def _rebuilt(errno: int, call: str, index: int | None, row: Asked | None, rule: str, look: str) -> KernelError:
-    return KernelError(errno, call, index=index, row=row, rule=rule, look=look)
+        # OSError would be rebuilt from (errno, strerror), which is not what this constructor takes.
+        return type(self), (self.errno, self.call), self.__dict__

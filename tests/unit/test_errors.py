@@ -43,6 +43,19 @@ def test_pickling_keeps_everything():
     assert (str(got), got.index, got.row, got.program) == (str(sent), 7, ROW, "a table")
 
 
+class Narrower(KernelError):
+    """With something of its own to carry."""
+
+    code = 0
+
+
+def test_pickling_keeps_the_class_and_what_it_has_added():
+    sent = Narrower(errno.ENOENT, "execve()", rule="The rule.")
+    sent.code = 127
+    got = pickle.loads(pickle.dumps(sent))
+    assert (type(got), got.code, str(got)) == (Narrower, 127, str(sent))
+
+
 def test_usage_errors_are_value_errors():
     with pytest.raises(ValueError, match="mend this"):
         raise UsageError("mend this")
