@@ -5,7 +5,7 @@ import signal as signals
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -235,6 +235,11 @@ class Container:
             raise UsageError("the container is not running: start() it first")
         return self._first
 
+    def _started(self) -> First:
+        if self._first is None:
+            raise UsageError("the container has not been started: start() it first")
+        return self._first
+
     @property
     def pid(self) -> int:
         """The number of its first process, as the host sees it."""
@@ -249,9 +254,7 @@ class Container:
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code of the started command, once it has ended. Raises TimeoutError after `timeout` seconds."""
-        if self._first is None:
-            raise UsageError("the container has not been started: there is nothing to wait for")
-        return self._first.wait(timeout)
+        return self._started().wait(timeout)
 
     def signal(self, number: int) -> None:
         """Sends a signal to its first process, which ignores those that it has no handler for if it is process 1 of a PID namespace."""
@@ -259,16 +262,15 @@ class Container:
 
     def stop(self, grace: float = PATIENCE) -> int:
         """SIGTERM, and after `grace` seconds SIGKILL; returns the exit code."""
-        if self.running:
-            self.signal(signals.SIGTERM)
-            self.first.ended(grace)
+        first = self._started()
+        with suppress(ProcessLookupError):  # it may have ended just now
+            first.signal(signals.SIGTERM)
+            first.ended(grace)
         return self.kill()
 
     def kill(self) -> int:
         """Ends what was started, and everything in the container; returns the exit code. What it has written stays in `logs()`."""
-        if self._first is None:
-            raise UsageError("the container has not been started: there is nothing to kill")
-        first = self._first
+        first = self._started()
         first.take_back()
         self.forget()
         assert first.code is not None

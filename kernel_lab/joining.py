@@ -13,7 +13,7 @@ from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.memory import Image, Layout, clone_args
 from kernel_lab.kernel.procfs import namespaces, uid_map
 from kernel_lab.kernel.program import Handle, Program, Row, call
-from kernel_lab.plan import COMMAND, COMMAND_DONE, STDERR, STDIN, STDOUT, dies_with_creator, execute, process_settings, standard_streams
+from kernel_lab.plan import COMMAND, COMMAND_DONE, COMMAND_PID, STDERR, STDIN, STDOUT, dies_with_creator, execute, process_settings, standard_streams
 from kernel_lab.process import Process, Streams
 
 TARGET = Handle("container")
@@ -34,7 +34,6 @@ class Running(Protocol):
 
     pid: int
     pidfd: int
-    root: str | None
 
 
 def own_namespaces(pid: int) -> CLONE:
@@ -62,7 +61,7 @@ def _rows(command: Command, flags: CLONE, root: bool) -> Iterator[Row]:
         yield call("setresuid", 0, 0, 0, why="be root there")
     if flags & CLONE.NEWPID:
         # setns(2): a process never changes its own PID namespace; its children are born into the new one.
-        sibling = clone_args(CLONE.PARENT, COMMAND_DONE, None, 0)
+        sibling = clone_args(CLONE.PARENT, COMMAND_DONE, 0, pid=COMMAND_PID)
         yield call("clone3", sibling, 88, into=COMMAND, positive="leave", why="born inside, and the creator's own child (CLONE_PARENT)")
     yield from process_settings(command)
     yield from dies_with_creator()
@@ -80,7 +79,7 @@ class Joined(Process):
     def __init__(self, target: Running, command: Command, streams: Streams) -> None:
         super().__init__()
         flags = own_namespaces(target.pid)
-        self.command, self.root = command, target.root
+        self.command = command
         self._has_sibling = bool(flags & CLONE.NEWPID)
         self.program = program(command, flags, any(line.inside == 0 for line in uid_map(target.pid)))
         # A process that shares its memory may not enter a time namespace (EUSERS, setns(2)).
@@ -105,14 +104,14 @@ class Joined(Process):
     def _go_on_with_sibling(self) -> None:
         """The first process only makes the command's, which is this process's child as well; then it ends."""
         self.child.wait_execed()
-        if (pid := self.image.cell(COMMAND)) > 0:
+        if pid := self.image.number(COMMAND_PID):
             os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
             os.close(self.pidfd)
             self.pid, self.pidfd = pid, os.pidfd_open(pid)
 
     def wait_execed(self) -> None:
         self.child.wait_execed()
-        if self._has_sibling and self.image.cell(COMMAND) > 0:
+        if self._has_sibling and self.image.number(COMMAND_PID):
             self.child.wait_execed(COMMAND_DONE)
 
     def _release(self) -> None:

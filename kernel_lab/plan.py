@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from errno import EACCES, EAGAIN, ENOENT, ENOTDIR
 
-from kernel_lab import creator
 from kernel_lab.command import Command
+from kernel_lab.kernel import creator
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.flags import AT, CLONE, CLOSE_RANGE, PR, SIG, SIG_HOW
 from kernel_lab.kernel.memory import clone_args
@@ -20,6 +20,7 @@ GIVEN = (STDIN, STDOUT, STDERR, REAPER)
 COMMAND = Handle("command")
 READY = Handle("ready")
 GO = Buffer("go", 8)  # the creator sets it, and wakes the child
+COMMAND_PID = Buffer("command_pid", 8)
 COMMAND_DONE = Buffer("command_done", 8, fill=b"\1")
 LAST = 2**32 - 1
 
@@ -157,7 +158,7 @@ def execute(command: Command) -> Iterator[Row]:
 
 
 def _reaped(command: Command) -> Iterator[Row]:
-    arguments = clone_args(CLONE(0), COMMAND_DONE, None, SIG.CHLD)
+    arguments = clone_args(CLONE(0), COMMAND_DONE, SIG.CHLD, pid=COMMAND_PID)
     yield call("clone3", arguments, 88, into=COMMAND, positive="init", why="the command is process 2,")
     if command.terminal:
         # Otherwise a terminal's Ctrl-C would reach the command twice: from the terminal, and from the reaper that passes it on.

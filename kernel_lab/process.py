@@ -31,7 +31,6 @@ class Process:
 
     command: Command
     program: Program
-    root: str | None
     image: Image
     pid: int
     pidfd: int = -1
@@ -58,7 +57,7 @@ class Process:
         """Raises what kept the command from running: KernelError for a refused row, CommandError for a command that cannot be executed."""
         if self.code in (None, STOPPED):
             program = self.results()
-            if error := refusal(program, self.command, self.root):
+            if error := refusal(program, self.command, self.image.layout.flags):
                 error.program = program
                 raise error
 

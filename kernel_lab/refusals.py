@@ -3,7 +3,9 @@
 from errno import EACCES, ENOENT, ENOTDIR
 
 from kernel_lab.command import Command
+from kernel_lab.kernel import rules
 from kernel_lab.kernel.errors import KernelError
+from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.program import Program, refused
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as every shell has them (POSIX, 2.8.2)
@@ -19,25 +21,25 @@ class CommandError(KernelError):
         return self.line
 
 
-def refusal(program: Program, command: Command, root: str | None) -> KernelError | None:
+def refusal(program: Program, command: Command, flags: CLONE) -> KernelError | None:
     """The error of a table that was stopped, from its answers; None for one that was not."""
     answers = program.answers
     for index, (row, answer) in enumerate(zip(program, answers, strict=True)):
         if answer is not None and refused(answer) and -answer not in row.tolerate:
             if row.call == "execve":
-                return _command_error(program, index, command, root)
-            return KernelError(-answer, str(row), index=index, row=row)
+                return _command_error(program, index, command, flags)
+            return rules.refused(row, index, -answer, rules.Context(flags, program.rows[:index]))
     return None
 
 
-def _command_error(program: Program, last: int, command: Command, root: str | None) -> CommandError:
+def _command_error(program: Program, last: int, command: Command, flags: CLONE) -> CommandError:
     answers = program.answers
     tried = [index for index in range(last + 1) if program[index].call == "execve"]
     # A file that is there and cannot be executed says more than the places of PATH where there is none (execvp(3)).
     index = next((index for index in tried if -(answers[index] or 0) not in (ENOENT, ENOTDIR)), last)
     number = -(answers[index] or 0)
     missing = number in (ENOENT, ENOTDIR)
-    cause = KernelError(number, str(program[index]), index=index, row=program[index])
+    cause = rules.refused(program[index], index, number, rules.Context(flags, program.rows[:index]))
     error = CommandError(number, cause.call, index=index, row=cause.row, rule=cause.rule, look=cause.look)
     error.code = NOT_FOUND if missing else NOT_EXECUTABLE
     name = command.argv[0]

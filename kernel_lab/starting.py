@@ -17,7 +17,7 @@ from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.memory import DONE, Image, Layout
 from kernel_lab.namespaces.user import User
-from kernel_lab.plan import COMMAND, COMMAND_DONE, GIVEN, GO, READY, Plan
+from kernel_lab.plan import COMMAND_DONE, COMMAND_PID, GIVEN, GO, READY, Plan
 from kernel_lab.process import Process, Streams
 
 KINDS = {CLONE.NEWUTS: "uts", CLONE.NEWNS: "mnt", CLONE.NEWIPC: "ipc", CLONE.NEWUSER: "user", CLONE.NEWNET: "net"}
@@ -65,7 +65,7 @@ class First(Process):
     def __init__(self, table: Table, streams: Streams, cgroup: int | None = None) -> None:
         super().__init__()
         self.table = table
-        self.command, self.program, self.root = table.command, table.program, table.plan.root
+        self.command, self.program = table.command, table.program
         self._placed = ExitStack()
         self._guard: janitor.Guard | None = None
         self._runs_it = executor()
@@ -104,7 +104,7 @@ class First(Process):
 
     def wait_execed(self) -> None:
         self.child.wait_execed(DONE)
-        if self.table.plan.init and self.image.cell(COMMAND) > 0:
+        if self.table.plan.init and self.image.number(COMMAND_PID):
             self.child.wait_execed(COMMAND_DONE)
 
     def _end_others(self) -> None:

@@ -35,7 +35,7 @@ def syscall(number: int, *args: int) -> int:
 def clone(args: int, extra: int = 0) -> int:
     """clone3 with a copy of the creator's arguments, less what is only right for a child that shares memory."""
     words = (ctypes.c_uint64 * 11).from_buffer_copy(ctypes.string_at(args, 88))
-    words[0] = words[0] & ~(VM | PIDFD | CHILD_CLEARTID) | extra
+    words[0] = (words[0] & ~(VM | PIDFD | CHILD_CLEARTID)) | extra
     if words[0] & PARENT:
         words[4] = 0  # a sibling's exit signal is its parent's (clone(2))
     return syscall(CLONE3, ctypes.addressof(words), 88)

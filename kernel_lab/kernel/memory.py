@@ -27,11 +27,15 @@ PIDFD = Buffer("pidfd", 8)
 OLD_MASK = Buffer("old_mask", 8)
 
 
-def clone_args(flags: CLONE, done: Buffer, pidfd: Buffer | None, exit_signal: int) -> Words:
-    """`struct clone_args` (clone(2)) of a child that shares memory and stack pointer until its execve, with every signal handler reset."""
+def clone_args(flags: CLONE, done: Buffer, exit_signal: int, *, pidfd: Buffer | None = None, pid: Buffer | None = None) -> Words:
+    """`struct clone_args` (clone(2)) of a child that shares memory and stack pointer until its execve, with every signal handler reset.
+
+    `pid`: where the kernel writes the child's number. The row's answer would not do: parent and child both write theirs, in either order.
+    """
     flags |= CLONE.VM | CLONE.CLEAR_SIGHAND | CLONE.CHILD_CLEARTID
-    pointer = Address(pidfd) if pidfd else 0
-    return Words((int(flags), pointer, Address(done), 0, exit_signal, 0, 0, 0, 0, 0, 0), f"{{{shown(flags)}}}")
+    flags |= (CLONE.PIDFD if pidfd else _NONE) | (CLONE.PARENT_SETTID if pid else _NONE)
+    pointers = [Address(buffer) if buffer else 0 for buffer in (pidfd, done, pid)]
+    return Words((int(flags), *pointers, exit_signal, 0, 0, 0, 0, 0, 0), f"{{{shown(flags)}}}")
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Layout:
                 self.cells[handle] = self._append(struct.pack("<q", -1))
         for index, row in enumerate(self.program):
             self._row(index * ROW, row)
-        self.clone_args = self._data(clone_args(self.flags | CLONE.PIDFD, DONE, PIDFD, signal.SIGCHLD))
+        self.clone_args = self._data(clone_args(self.flags, DONE, signal.SIGCHLD, pidfd=PIDFD))
         self._data(OLD_MASK)
 
     def results(self, raw: bytes) -> Program:
@@ -62,11 +66,6 @@ class Layout:
         words = struct.unpack_from(f"<{WORDS * len(self.program)}q", raw)[RESULT::WORDS]
         contents = {buffer: raw[offset : offset + buffer.size] for buffer, offset in self.buffers.items()}
         return self.program.with_results([None if word == NOT_RUN else word for word in words], contents)
-
-    @property
-    def flag_names(self) -> str:
-        """The namespaces asked for, by name."""
-        return shown(self.flags)
 
     def _append(self, data: bytes) -> int:
         self.data.extend(bytes(-len(self.data) % ALIGN))
@@ -186,7 +185,7 @@ class Image:
     @property
     def pidfd(self) -> int:
         """The descriptor that clone3 has given the creator."""
-        return ctypes.c_int32.from_address(self.buffer(PIDFD)).value
+        return self.number(PIDFD)
 
     @property
     def clone_args(self) -> int:
@@ -196,6 +195,10 @@ class Image:
     def cell(self, handle: Handle) -> int:
         """The value that a handle has taken."""
         return ctypes.c_int64.from_address(self.address + self.layout.cells[handle]).value
+
+    def number(self, buffer: Buffer) -> int:
+        """The number at the start of a buffer."""
+        return ctypes.c_int32.from_address(self.buffer(buffer)).value
 
     def close(self) -> None:
         """Gives the memory back; no child may be using it."""

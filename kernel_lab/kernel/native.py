@@ -3,9 +3,9 @@
 import ctypes
 import platform
 
-from kernel_lab.kernel import loop
+from kernel_lab.kernel import loop, rules
 from kernel_lab.kernel.calls import executable, function, futex_wait
-from kernel_lab.kernel.errors import KernelError, UsageError
+from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.memory import CLONE_WORDS, DONE, OLD_MASK, Image
 from kernel_lab.kernel.program import Buffer
 
@@ -48,5 +48,5 @@ class Loop:
         """Starts the child; raises KernelError when the kernel refuses the clone."""
         pid = self._start(image.clone_args, 8 * CLONE_WORDS, image.address, self._signals, image.buffer(OLD_MASK))
         if pid < 0:
-            raise KernelError(-pid, f"clone3({{{image.layout.flag_names}}})")
+            raise rules.clone_refused(-pid, image.layout.flags)
         return Child(image, pid, image.pidfd)

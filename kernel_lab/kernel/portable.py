@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kernel_lab.kernel.errors import KernelError
+from kernel_lab.kernel import creator, rules
 from kernel_lab.kernel.memory import DONE, PIDFD, Image
 from kernel_lab.kernel.native import Child
 from kernel_lab.kernel.program import Buffer
@@ -36,7 +36,7 @@ class Helper:
         """Starts the child; raises KernelError when the kernel refuses the clone."""
         words = [image.address, image.size, image.file, image.clone_args, image.buffer(PIDFD)]
         command = [sys.executable, "-I", "-S", _PROGRAM, *map(str, words)]
-        keep = [image.file, *(number for number in image.given if number > 2)]
+        keep = [image.file, creator.descriptor(), *(number for number in image.given if number > 2)]
         # Its own session would be the child's too until the table makes one: signals of a terminal must not reach either half-way.
         helper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=keep)
         try:
@@ -45,7 +45,7 @@ class Helper:
                 helper.stdout.read()  # ends when the helper has cloned
             pid = ctypes.c_int64.from_address(image.buffer(PIDFD)).value
             if pid < 0:
-                raise KernelError(-pid, f"clone3({{{image.layout.flag_names}}})")
+                raise rules.clone_refused(-pid, image.layout.flags)
             if pid == 0:
                 raise RuntimeError(f"the helper ended with {helper.wait()} before it had made a process")
             return HelpedChild(image, pid, helper)

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 
-from kernel_lab.kernel.errors import KernelError, UsageError
+from kernel_lab.kernel import rules
+from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.flags import AT_FD, CLONE, O
 from kernel_lab.kernel.program import Handle, Row, call
 from kernel_lab.namespaces.part import Part, Plan, Waiting
@@ -105,7 +106,8 @@ def _write_from_outside(pid: int, file: str, text: str) -> None:
     try:
         Path(f"/proc/{pid}/{file}").write_text(text)
     except OSError as error:
-        raise KernelError(error.errno or 0, f'write("/proc/{pid}/{file}", {text!r})') from error
+        row = call("write", f"/proc/{pid}/{file}", text)
+        raise rules.refused(row, None, error.errno or 0, rules.Context(CLONE.NEWUSER)) from error
 
 
 def _by_program(program: str, pid: int, ranges: Map) -> None:
