@@ -16,6 +16,14 @@ for number in ("99.1", "99.2"):
         return "ten it is" if answer == 10 else not_yet("small" if answer < 10 else "large", f"it is {answer}")
 """
 
+FIRST = """
+from kernel_lab.course import session
+from kernel_lab.course.session import audit, boxes, Box, check, fails, lab, predict
+
+session.start_one = lambda: None  # a unit test needs no container
+lab("99")
+"""
+
 SOLVE = """
 ```{code-cell} ipython3
 :tags: [exercise]
@@ -57,7 +65,7 @@ def prose(text: str, *tags: str) -> str:
 
 PARTS = {
     "head": HEAD,
-    "first": code('from kernel_lab.course.session import audit, boxes, Box, check, fails, lab, predict\n\nlab("99")'),
+    "first": code(FIRST),
     "exercises": code(EXERCISES),
     "predict": prose("## Predict") + code('guess = predict("What is after nine?", ["ten", "eleven"], mine=...)'),
     "see": prose("## See it") + code('guess.reveal("ten")') + code('boxes(Box("nine"), Box("ten"))'),

@@ -1,28 +1,34 @@
 """The first and the last cell of a lab, the cells that fail on purpose, and the other tools."""
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from kernel_lab.course import session
 from kernel_lab.course.session import audit, fails, lab, peer, user
 from kernel_lab.kernel.errors import KernelError, UsageError
+from kernel_lab.kernel.snapshot import Leak, Leaks
 from kernel_lab.namespaces.user import User
 
 
 class Seen:
     """A snapshot that finds what the test says."""
 
-    left = ""
+    left: Sequence[Leak] = ()
+    unsure: Sequence[str] = ()
 
-    def leaks(self, patience: float) -> str:
-        return self.left
+    def leaks(self, patience: float, *, but: Sequence[str] = ()) -> Leaks:
+        return Leaks(tuple(leak for leak in self.left if leak.what not in but), tuple(self.unsure))
 
 
 @pytest.fixture(autouse=True)
-def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
     seen = Seen()
-    monkeypatch.setattr(session, "snapshot", lambda: seen)
+    monkeypatch.setattr(session, "snapshot", lambda run: seen)
+    monkeypatch.setattr(session, "start_one", lambda: None)
+    monkeypatch.setenv("KERNEL_LAB_RUN", str(tmp_path))
     monkeypatch.setattr(session, "_begun", [])
     return seen
 
@@ -51,9 +57,18 @@ def test_a_missing_need_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyP
 
 def test_an_audit_shows_what_is_left(seen: Seen) -> None:
     lab("02")
-    seen.left = "mount  appeared  /mnt/klab"
+    seen.left = [Leak("mount", "appeared", "/mnt/klab")]
     with pytest.raises(AssertionError, match=r"lab 02 left something behind(?s:.*)/mnt/klab"):
         audit()
+
+
+def test_a_record_counts_only_while_no_other_notebook_has_containers(seen: Seen) -> None:
+    lab("02")
+    seen.left = [Leak("record", "appeared", "box")]
+    with pytest.raises(AssertionError, match="box"):
+        audit()
+    seen.unsure = ["process 7 (python)"]
+    audit()
 
 
 def test_an_audit_without_a_beginning_says_so() -> None:
