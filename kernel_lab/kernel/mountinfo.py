@@ -52,7 +52,7 @@ def parse(line: str) -> Mount:
     """The mount that a line of mountinfo describes."""
     # By single spaces: the source of a mount may be empty, and then two of them stand side by side.
     fields = line.split(" ")
-    end = fields.index("-", 6)
+    end = fields.index("-")
     tags = dict(tag.partition(":")[::2] for tag in fields[6:end])
     major, _, minor = fields[2].partition(":")
     kind, source, super_options = fields[end + 1 : end + 4]

@@ -136,6 +136,11 @@ def test_the_table_of_two_processes_is_this() -> None:
     ]
 
 
+def test_numbers_stand_like_words() -> None:
+    table = str(NOBODY_IN_PARTICULAR.compare(with_status(uids=Ids(1000, 1000, 1000, 1000))).only("user ids"))
+    assert table.split("\n")[2] == "user ids  0         1000     yes"
+
+
 def test_the_columns_have_the_callers_names() -> None:
     difference = NOBODY_IN_PARTICULAR.compare(with_namespace("uts"), ("one", "two"))
     assert str(difference).split("\n")[0].split() == ["one", "two", "differs"]
