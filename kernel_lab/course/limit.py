@@ -23,13 +23,20 @@ def limit(seconds: float) -> Iterator[None]:
         yield
         return
 
+    over = False
+
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise OutOfTime(f"no answer within {seconds:g} s")
+        if not over:
+            raise OutOfTime(f"no answer within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
-        yield
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+            yield
+        finally:
+            over = True
     finally:
+        # Out of reach of the interruption, which may come at any step above: the next one is far away, or does nothing.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

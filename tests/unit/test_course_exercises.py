@@ -1,5 +1,6 @@
 """Checks: three states, one hint by the state found, and nothing that an answer does gets out."""
 
+import signal
 import sys
 
 import pytest
@@ -152,7 +153,6 @@ def looping() -> int:
             while True:
                 pass
         except BaseException:
-            looping.swallowed = True  # type: ignore[attr-defined]
             while True:
                 pass
 
@@ -160,7 +160,7 @@ def looping() -> int:
 def test_an_answer_that_loops_is_interrupted_even_if_it_swallows_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limit, "AGAIN", 0.2)
     assert verdict_of(looping, seconds=0.2) == "✗ 99.1 not yet: no answer within 0.2 s: does it loop, or wait for something that never comes?"
-    assert looping.swallowed  # type: ignore[attr-defined]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def interrupting() -> int:
