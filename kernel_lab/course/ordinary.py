@@ -28,6 +28,7 @@ PATIENCE = 20.0
 
 @dataclass(frozen=True)
 class Ordinary:
+    name: str
     uid: int
     gid: int
     home: Path
@@ -36,7 +37,7 @@ class Ordinary:
     def environment(self) -> dict[str, str]:
         inherited = {name: value for name in ENVIRONMENT if (value := os.environ.get(name)) is not None}
         own = {"HOME": self.home, "TMPDIR": self.home / "tmp", "XDG_RUNTIME_DIR": self.home / "run"}
-        return inherited | {"USER": NAME, "LOGNAME": NAME} | {name: str(path) for name, path in own.items()}
+        return inherited | {"USER": self.name, "LOGNAME": self.name} | {name: str(path) for name, path in own.items()}
 
     def run(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> int:
         """The exit status of a command that this user runs, with no id and no group of root's."""
@@ -53,15 +54,18 @@ class Ordinary:
 
 
 @contextmanager
-def ordinary_user() -> Iterator[Ordinary]:
+def ordinary_user(name: str = NAME) -> Iterator[Ordinary]:
     """Make the account as root, and take it away again with its processes and files."""
-    with _turn():
-        _remove_account()  # of a run that was killed
-        with tempfile.TemporaryDirectory(prefix=f"{NAME}-", dir="/tmp") as home:
+    with _turn(name):
+        _remove_account(name)  # of a run that was killed
+        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir="/tmp") as home:
             try:
-                yield _make_account(Path(home))
+                # Two at once would find the same ids free.
+                with _turn(f"{NAME} making"):
+                    account = _make_account(name, Path(home))
+                yield account
             finally:
-                _remove_account()
+                _remove_account(name)
 
 
 @contextmanager
@@ -79,34 +83,35 @@ def readable(project: Path, user: Ordinary) -> Iterator[Path]:
 
 
 @contextmanager
-def _turn() -> Iterator[None]:
-    """One user of the account at a time. The kernel drops this lock, a name and not a file, with its process."""
+def _turn(name: str) -> Iterator[None]:
+    """One at a time. The kernel drops this lock, a name and not a file, with its process."""
     with socket.socket(socket.AF_UNIX) as lock:
         told = False
         while True:
             with suppress(OSError):
-                lock.bind(f"\0{NAME}")
+                lock.bind(f"\0{name}")
                 break
             if not told:
-                print("another test run has the ordinary user; waiting for it", flush=True)
+                print(f"another test run has the user {name}; waiting for it", flush=True)
                 told = True
             time.sleep(0.2)
         yield
 
 
-def _make_account(home: Path) -> Ordinary:
+def _make_account(name: str, home: Path) -> Ordinary:
     uid = _free_uid()
     # A system account gets no range by itself, whatever the release.
-    subprocess.run(["useradd", "--system", "--uid", str(uid), "--user-group", "--home-dir", home, "--shell", "/bin/sh", NAME], check=True)
+    options = ["--system", "-K", f"SYS_UID_MAX={UIDS.stop}", "--uid", str(uid), "--user-group", "--home-dir", str(home), "--shell", "/bin/sh"]
+    subprocess.run(["useradd", *options, name], check=True)
     first = _free_range()
     for path, option in zip(RANGES, ("--add-subuids", "--add-subgids"), strict=True):
         path.touch(mode=0o644)
-        subprocess.run(["usermod", option, f"{first}-{first + IDS - 1}", NAME], check=True)
-    gid = pwd.getpwnam(NAME).pw_gid
+        subprocess.run(["usermod", option, f"{first}-{first + IDS - 1}", name], check=True)
+    gid = pwd.getpwnam(name).pw_gid
     for folder in (home, home / "tmp", home / "run"):
         folder.mkdir(mode=0o700, exist_ok=True)
         os.chown(folder, uid, gid)
-    return Ordinary(uid, gid, home)
+    return Ordinary(name, uid, gid, home)
 
 
 def _free_uid() -> int:
@@ -127,21 +132,26 @@ def _ranges(path: Path) -> list[tuple[str, range]]:
     return [(name, range(int(first), int(first) + int(size))) for name, first, size in entries]
 
 
-def _remove_account() -> None:
+def _remove_account(name: str) -> None:
     try:
-        entry = pwd.getpwnam(NAME)
+        entry = pwd.getpwnam(name)
     except KeyError:
         return
-    _end_processes([range(entry.pw_uid, entry.pw_uid + 1), *(ids for name, ids in _ranges(RANGES[0]) if name == NAME)])
-    subprocess.run(["userdel", NAME], check=True)
+    if not entry.pw_dir.startswith(f"/tmp/{name}-"):
+        raise RuntimeError(f"the account {name} is somebody's (its home is {entry.pw_dir}); the tests need the name")
+    # Those of the user's containers have ids of its range.
+    _end_processes([range(entry.pw_uid, entry.pw_uid + 1), *(ids for owner, ids in _ranges(RANGES[0]) if owner == name)])
+    subprocess.run(["userdel", name], check=True)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(entry.pw_dir)
 
 
 def _end_processes(uids: Sequence[range]) -> None:
-    """Kill until none is left, those of the user's containers (with ids of its range) too."""
+    """Kill until none is left: one that has not been reached yet may fork."""
     end = time.monotonic() + PATIENCE
     while found := [pid for pid in _processes() if any(_uid(pid) in each for each in uids)]:
         if time.monotonic() > end:
-            raise TimeoutError(f"processes of {NAME} do not end: {found}")
+            raise TimeoutError(f"processes do not end: {found}")
         for pid in found:
             _kill(pid, uids)
         time.sleep(0.02)

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 from tabulate import tabulate
 
+NO_TESTS = 5  # pytest's exit status where it found none
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -32,20 +34,21 @@ class Finished:
 
 
 def of_pytest(code: int, report: Path) -> Outcome:
-    """From the report in JUnit's XML; a pytest that wrote none, or failed with all its tests passed, counts as one failure."""
+    """From its report in JUnit's XML. A pytest that wrote none, or that is unhappy although no test failed, counts as one failure."""
     try:
         cases = list(ElementTree.parse(report).iter("testcase"))
     except (OSError, ElementTree.ParseError):
         return Outcome(failed=1)
-    # One test is two cases when it and then its teardown fail.
-    names = {(case.get("classname"), case.get("name")) for case in cases}
-    failed = {(case.get("classname"), case.get("name")) for case in cases if case.find("failure") is not None or case.find("error") is not None}
-    skips = Counter(_reason(skip) for case in cases if (skip := case.find("skipped")) is not None)
-    good = code in (0, NO_TESTS)
-    return Outcome(len(names) - len(failed) - skips.total(), len(failed) or (0 if good else 1), skips)
+    # A test whose teardown fails too is there twice.
+    names = {_name(case) for case in cases}
+    failed = {_name(case) for case in cases if case.find("failure") is not None or case.find("error") is not None}
+    skips = {_name(case): _reason(skip) for case in cases if (skip := case.find("skipped")) is not None and _name(case) not in failed}
+    unhappy = code not in (0, NO_TESTS) and not failed
+    return Outcome(len(names) - len(failed) - len(skips), len(failed) + unhappy, Counter(skips.values()))
 
 
-NO_TESTS = 5  # pytest's exit status where it found none
+def _name(case: ElementTree.Element) -> tuple[str, str]:
+    return case.get("classname", ""), case.get("name", "")
 
 
 def _reason(skip: ElementTree.Element) -> str:

@@ -13,12 +13,13 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from kernel_lab.cleanup import leftovers
 from kernel_lab.course.notebook import find
-from kernel_lab.course.ordinary import ordinary_user, readable
+from kernel_lab.course.ordinary import NAME, ordinary_user, readable
 from kernel_lab.course.outcomes import Finished, Outcome, expected, of_pytest, summary, unexpected, vanished
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,8 @@ class Suite:
     scratch: Path
     quick: bool = False
     arguments: tuple[str, ...] = ()
-    python: str = field(default=sys.executable)
+    python: str = sys.executable
+    account: str = NAME
 
     def steps(self) -> list[tuple[str, Run]]:
         if self.arguments:
@@ -74,7 +76,7 @@ class Suite:
         """The kernel tests again, as an ordinary user who is made for them."""
         if not shutil.which("useradd"):
             return Outcome(skips=Counter({"needs useradd: not on the PATH": 1}))
-        with ordinary_user() as user, readable(self.project, user) as project:
+        with ordinary_user(self.account) as user, readable(self.project, user) as project:
             interpreter = Path(self.python)
             if interpreter.is_relative_to(self.project):
                 interpreter = project / interpreter.relative_to(self.project)
@@ -101,8 +103,6 @@ class Suite:
 
     def cleanup(self) -> Outcome:
         """`klab cleanup` has nothing to do: no step left anything of the kit's behind."""
-        from kernel_lab.cleanup import leftovers  # here, so that an error in it is this step's and not the suite's
-
         found = leftovers()
         for each in found:
             print(f"{each.kind} {each.name}: {each.why}")
@@ -154,18 +154,23 @@ def expected_skips(finished: Sequence[Finished], listed: str) -> Outcome:
     return Outcome(failed=len(surprises)) if surprises else Outcome(passed=1)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def conclude(finished: Sequence[Finished], listed: str | None) -> int:
+    """Print what the steps came to, their skips compared with those that are listed, and give the exit status."""
+    done = list(finished)
+    if listed is not None:
+        done += run([("expected skips", lambda: expected_skips(finished, listed))])
+    print(f"\n{summary(done)}", flush=True)
+    return 1 if any(each.outcome.failed for each in done) else 0
+
+
+def main(argv: Sequence[str] | None = None, project: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(prog="lab test", description="Every test, or only those that pytest's arguments name.", allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="leave out slow tests, the ordinary user and the second pass of notebooks")
     asked, arguments = parser.parse_known_args(argv)
     with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="klab-suite-") as scratch:
-        suite = Suite(ROOT, Path(scratch), asked.quick, tuple(arguments))
-        finished = run(suite.steps())
-        listed = ROOT / EXPECTED_SKIPS
-        if os.environ.get("CI") == "true" and not arguments:
-            finished += run([("expected skips", lambda: expected_skips(finished, listed.read_text()))])
-    print(f"\n{summary(finished)}", flush=True)
-    return 1 if any(each.outcome.failed for each in finished) else 0
+        finished = run(Suite(project, Path(scratch), asked.quick, tuple(arguments)).steps())
+        decides = os.environ.get("CI") == "true" and not arguments
+        return conclude(finished, (project / EXPECTED_SKIPS).read_text() if decides else None)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ import argparse
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -27,10 +28,15 @@ def trust(notebooks: Iterable[Path]) -> None:
             notary.sign(read(path))
 
 
-def shorten_sockets() -> None:
-    """Where the home's name is too long for the kernels' sockets, keep them in a short folder of this user's own."""
-    if len(jupyter_runtime_dir() + SOCKET_NAME) > SOCKET_PATH:
-        os.environ["JUPYTER_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="klab-jupyter-", dir="/tmp")
+@contextmanager
+def short_sockets() -> Iterator[None]:
+    """Where the home's name is too long for the kernels' sockets, they lie in a short folder of this user's own meanwhile."""
+    if len(os.fsencode(jupyter_runtime_dir() + SOCKET_NAME)) <= SOCKET_PATH:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="klab-jupyter-", dir="/tmp") as folder:
+        os.environ["JUPYTER_RUNTIME_DIR"] = folder
+        yield
 
 
 def settings(port: int | None, token: str, *, browser: bool) -> list[str]:
@@ -64,13 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
 
     trust(path for lab in find() for path in (lab.learner, lab.solved) if path.exists())
-    shorten_sockets()
     from jupyterlab.labapp import LabApp  # slow to import: --help and a wrong option answer without it
 
     token = secrets.token_hex(24)
-    server = LabApp.initialize_server(settings(asked.port, token, browser=display() and not asked.no_browser))
-    print(f"\n    {urljoin(server.connection_url, FIRST_LAB)}?token={token}\n\nCtrl-C ends it.", flush=True)
-    server.start()
+    with short_sockets():
+        server = LabApp.initialize_server(settings(asked.port, token, browser=display() and not asked.no_browser))
+        address = f"{urljoin(server.connection_url, FIRST_LAB)}?token={token}"
+        # The server has queued its listen() there: the address is printed when it can be opened.
+        server.io_loop.add_callback(print, f"\n    {address}\n\nCtrl-C ends it.", flush=True)
+        server.start()
     return 0
 
 
