@@ -2,14 +2,17 @@
 
 import atexit
 import errno
+import os
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Self
 
+from kernel_lab import janitor
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.networks import addresses, ledger, lifetime, messages, nat, routes
@@ -72,6 +75,7 @@ class Bridge:
     def open(self) -> Self:
         """Keeps the bridge up until `close()`, or until this process ends."""
         key = f"open.{secrets.token_hex(4)}"
+        _watch(os.getpid(), str(ledger.root()))
         with Deferred(), locked():
             self._ensure()
             self._ledger.add(Entry(key, ledger.me()))
@@ -96,6 +100,7 @@ class Bridge:
 
         The link goes with the namespace, which the kernel takes apart by itself once nobody is in it.
         """
+        _watch(os.getpid(), str(ledger.root()))
         with locked():
             place = self._reserve(pid, address)
         try:
@@ -127,11 +132,14 @@ class Bridge:
         made = lifetime.settings(self.name)
         if not made or not self._fits(made) or not lifetime.standing(self.name):
             self._check_makeable(made)
-            if self._ledger.begun():
-                lifetime.take_down(self.name)
-            made = Settings(self.subnet, self.nat is not False)
-            lifetime.make(self.name, made)
+            made = lifetime.make(self.name, self._choice)
         return made.subnet
+
+    def _choice(self) -> Settings:
+        known = self._known()
+        if self._asked:
+            routes.check_free(self._asked, known)
+        return Settings(self._asked or routes.first_free(known), self.nat is not False)
 
     def _fits(self, made: Settings) -> bool:
         return self._asked in (None, made.subnet) and self.nat in (None, made.nat)
@@ -158,6 +166,12 @@ def _checked_name(name: str) -> str:
     if addresses.address_in(name):
         raise UsageError(f"bridge {name!r}: klab and eight hexadecimal digits is the name of a container's link")
     return name
+
+
+@cache
+def _watch(pid: int, records: str) -> None:
+    """Should this process be killed, its janitor takes away what these records tell of."""
+    janitor.watch_leftovers()
 
 
 # What this process keeps up. Not left to the objects' own end: a garbage collection can come while its thread holds the ledger's lock.

@@ -53,9 +53,9 @@ def locked() -> AbstractContextManager[None]:
 class Ledger:
     """The records of one network. Whoever changes them holds the lock."""
 
-    def __init__(self, network: str) -> None:
+    def __init__(self, network: str, where: str | None = None) -> None:
         # Two numbers with a hyphen between them are a creator's stamp in names of the kit.
-        self.directory = f"{root()}/{network.replace('-', '%')}"
+        self.directory = f"{where or root()}/{network.replace('-', '%')}"
 
     def begin(self, settings: str) -> None:
         """From here on something of this network may be in the kernel."""

@@ -4,15 +4,17 @@ Whoever calls holds the lock of the ledger.
 """
 
 import errno
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
 from ipaddress import IPv4Interface, IPv4Network
-from pathlib import Path
 from typing import NamedTuple
 
 from kernel_lab.networks import addresses, ledger, messages, nat
 from kernel_lab.networks.ledger import Ledger
 from kernel_lab.networks.netlink import ask, index_of
+
+ALIAS = "kernel-lab"
 
 
 class Settings(NamedTuple):
@@ -42,34 +44,50 @@ def standing(name: str) -> bool:
     return Ledger(name).whole() and index_of(name) > 0
 
 
-def make(name: str, wanted: Settings) -> None:
-    """Raises KernelError for what the kernel refuses, and then nothing is left."""
-    record = Ledger(name)
-    address = addresses.gateway(wanted.subnet)
-    with ExitStack() as undo:
+def alias() -> str:
+    """What `ip link` shows beside a bridge: who made it, and where it is recorded."""
+    return f"{ALIAS} {ledger.me().stamp} {ledger.root()}"
+
+
+def make(name: str, choose: Callable[[], Settings]) -> Settings:
+    """The bridge as `choose` says, in the place of what may be left of it. Raises KernelError for what is refused, and then nothing is left."""
+    with nat.alone(), ExitStack() as undo:
+        record = Ledger(name)
+        if record.begun():
+            _take_down(name)
+        wanted = choose()
         undo.callback(record.erase)
         record.begin(str(wanted))
-        addresses.begin(wanted.subnet)
-        ask(*messages.bridge(name, address, f"kernel-lab {ledger.me().stamp}"))
-        undo.callback(ask, messages.remove(name))
-        ask(messages.address(index_of(name), IPv4Interface(f"{address}/{wanted.subnet.prefixlen}")))
-        if wanted.nat:
-            undo.callback(_forwarding_back, name)
-            nat.forwarding_on(forward_memory())
-            nat.make(name, wanted.subnet)
+        _make(name, wanted, undo)
         record.complete()
+        addresses.begin(wanted.subnet)
         undo.pop_all()
+    return wanted
+
+
+def _make(name: str, wanted: Settings, undo: ExitStack) -> None:
+    address = addresses.gateway(wanted.subnet)
+    ask(messages.bridge(name, address))
+    undo.callback(ask, messages.remove(name))
+    ask(messages.alias(name, alias()), messages.address(index_of(name), IPv4Interface(f"{address}/{wanted.subnet.prefixlen}")))
+    if wanted.nat:
+        nat.make(name, wanted.subnet)
+        undo.callback(nat.remove, name)
 
 
 def take_down(name: str) -> None:
     """The bridge goes with all that belongs to it, as far as it is there: its table, what is still plugged into it, its records."""
+    with nat.alone():
+        _take_down(name)
+
+
+def _take_down(name: str) -> None:
     record, made = Ledger(name), settings(name)
     record.crumble()
     if made:
         if made.nat:
             nat.remove(name)
         ask(*map(messages.remove, (*addresses.links_in(made.subnet), name)), tolerate=errno.ENODEV)
-        _forwarding_back(name)
     record.erase()
 
 
@@ -79,14 +97,3 @@ def leave(name: str, key: str) -> None:
     record.drop(key)
     if record.begun() and not record.in_use():
         take_down(name)
-
-
-def forward_memory() -> Path:
-    """Where it is kept whether the host passed packets on before the first bridge."""
-    return ledger.root() / "ip_forward"
-
-
-def _forwarding_back(leaving: str) -> None:
-    others = (settings(name) for name in ledger.networks() if name != leaving)
-    if not any(made and made.nat for made in others):
-        nat.forwarding_back(forward_memory())

@@ -29,14 +29,15 @@ def hardware(address: str) -> bytes:
     return b"\x02\x6b" + socket.inet_aton(address)
 
 
-def bridge(name: str, address: str, alias: str) -> tuple[Request, ...]:
-    """A bridge that is up, whose alias says who made it. With a hardware address of its own, which else would change with its ports."""
+def bridge(name: str, address: str) -> Request:
+    """A bridge that is up. It has a hardware address of its own, which else would change with its ports."""
     link = {"IFLA_IFNAME": name, "IFLA_ADDRESS": _colons(hardware(address)), "IFLA_LINKINFO": _nest({"IFLA_INFO_KIND": "bridge"})}
-    return (
-        Request(f"RTM_NEWLINK(bridge {name})", _link(_NEWLINK, _MAKE, link, up=True)),
-        # The kernel reads an alias only of a link that is there already (do_setlink in net/core/rtnetlink.c).
-        Request(f"RTM_NEWLINK({name} alias)", _link(_NEWLINK, _REQUEST | _ACK, {"IFLA_IFNAME": name, "IFLA_IFALIAS": alias})),
-    )
+    return Request(f"RTM_NEWLINK(bridge {name})", _link(_NEWLINK, _MAKE, link, up=True))
+
+
+def alias(name: str, text: str) -> Request:
+    """A remark beside a link that is there."""
+    return Request(f"RTM_NEWLINK({name}, alias {text!r})", _link(_NEWLINK, _REQUEST | _ACK, {"IFLA_IFNAME": name, "IFLA_IFALIAS": text}))
 
 
 def address(index: int, interface: IPv4Interface) -> Request:
