@@ -52,7 +52,8 @@ def _dead(creator: Creator) -> str:
 
 
 def _abandoned() -> list[Record]:
-    return [record for record in records.all() if not record.creator.alive()]
+    # One with a code has ended in order, and is kept until `klab rm`.
+    return [record for record in records.all() if record.code is None and not record.creator.alive()]
 
 
 def _processes() -> Iterator[Leftover]:
@@ -71,10 +72,9 @@ def _kill(record: Record) -> None:
 
 
 def _networks() -> list[Leftover]:
-    try:
-        from kernel_lab.networks.cleanup import leftovers
-    except ImportError:
-        return []
+    # Imported here: networks know this module's neighbours, and most cleanups find none of them.
+    from kernel_lab.networks.cleanup import leftovers
+
     return leftovers()
 
 

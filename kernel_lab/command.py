@@ -14,6 +14,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MARK = ("container", "kernel-lab")  # the name that systemd and podman use too: programs look at it to know where they are
 LIMITS = {name.removeprefix("RLIMIT_").lower(): getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 
+Limits = Mapping[str, int | tuple[int, int]]
+
 
 @dataclass(frozen=True)
 class User:
@@ -53,6 +55,21 @@ class Command:
         return [name] if "/" in name else [f"{place or '.'}/{name}" for place in self.path.split(":")]
 
 
+def settled(
+    root: str | None,
+    argv: tuple[str, ...],
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    user: str | int | None = None,
+    rlimits: Limits | None = None,
+    terminal: bool = False,
+) -> Command:
+    """The command that these settings mean in a container with this root (None: the host's own). Raises UsageError for wrong ones."""
+    if cwd is not None and (not isinstance(cwd, str) or not cwd or "\0" in cwd):
+        raise UsageError(f"cwd={cwd!r}: a working directory is a path")
+    return Command(words(argv), environment(root, env), cwd, identity(user, root), limits(rlimits), terminal, hosts=root is None)
+
+
 def words(argv: tuple[str, ...]) -> tuple[str, ...]:
     """One text is split as a shell would; several are taken as they are. Raises UsageError for none, or an unclosed quote."""
     try:
@@ -77,7 +94,7 @@ def environment(root: str | None, given: Mapping[str, str] | None) -> tuple[tupl
     return tuple(base.items())
 
 
-def limits(given: Mapping[str, int | tuple[int, int]] | None) -> tuple[tuple[int, int, int], ...]:
+def limits(given: Limits | None) -> tuple[tuple[int, int, int], ...]:
     """Resource limits by getrlimit(2)'s names in lower case, a number or (soft, hard): {"nofile": 64}."""
     return tuple(_limit(name, value) for name, value in (given or {}).items())
 
@@ -91,7 +108,7 @@ def _limit(name: str, value: int | tuple[int, int]) -> tuple[int, int, int]:
     return LIMITS[name], soft, hard
 
 
-def user(text: str | int | None, root: str | None) -> User | None:
+def identity(text: str | int | None, root: str | None) -> User | None:
     """`UID`, `UID:GID`, or names that are looked up in the root's own /etc/passwd and /etc/group. Raises UsageError for an unknown one."""
     if text is None:
         return None

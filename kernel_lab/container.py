@@ -13,7 +13,7 @@ from types import TracebackType
 
 from kernel_lab import command as commands
 from kernel_lab import janitor, records, state
-from kernel_lab.command import Command
+from kernel_lab.command import Command, Limits
 from kernel_lab.joining import Joined
 from kernel_lab.kernel import procfs
 from kernel_lab.kernel.errors import UsageError
@@ -30,8 +30,6 @@ from kernel_lab.streams import Pipes
 
 KEPT_TABLES = 16
 PATIENCE = 10.0
-
-Limits = Mapping[str, int | tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -92,18 +90,7 @@ class Container:
         terminal: bool = False,
     ) -> Command:
         """The command that these settings mean in this container. Raises UsageError for wrong ones."""
-        root = self.plan.root
-        if cwd is not None and (not isinstance(cwd, str) or not cwd or "\0" in cwd):
-            raise UsageError(f"cwd={cwd!r}: a working directory is a path")
-        return Command(
-            commands.words(argv),
-            commands.environment(root, env),
-            cwd,
-            commands.user(user, root),
-            commands.limits(rlimits),
-            terminal,
-            hosts=root is None,
-        )
+        return commands.settled(self.plan.root, argv, env, cwd, user, rlimits, terminal)
 
     def table(self, command: Command) -> Table:
         """The table of a command, made once for as long as it is in use."""
@@ -164,7 +151,10 @@ class Container:
 
         Raises UsageError when one runs already, KernelError for a refused row, and CommandError for a command that cannot be executed.
         """
-        command = self.command(argv, env, cwd, user, rlimits)
+        return self.start_command(self.command(argv, env, cwd, user, rlimits), cgroup)
+
+    def start_command(self, command: Command, cgroup: str | Path | None = None) -> "Container":
+        """`start`, of a command that is settled already."""
         identifier = records.new_id()
         path = state.folder("logs") / f"{identifier}-{Creator.this().stamp}.log"
         with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log, _opened(cgroup, os.O_PATH | os.O_DIRECTORY) as group:
@@ -215,6 +205,11 @@ class Container:
             root=self.plan.root,
             namespaces=tuple(kind for flag, kind in KINDS.items() if flag & self.plan.flags),
         )
+
+    def keep(self, record: records.Record) -> None:
+        """Leaves this record behind when the container ends."""
+        records.save(record)
+        self._record = None
 
     def forget(self) -> None:
         """Drops the record of what has been started; what it has written stays in `logs()`."""

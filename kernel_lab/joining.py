@@ -32,8 +32,10 @@ KINDS = {
 class Running(Protocol):
     """A container's first process, as one who joins it needs to know it."""
 
-    pid: int
-    pidfd: int
+    @property
+    def pid(self) -> int: ...
+    @property
+    def pidfd(self) -> int: ...
 
 
 def own_namespaces(pid: int) -> CLONE:

@@ -20,7 +20,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 @dataclass(frozen=True)
 class Record:
     """A container that has been started. `started`: when its first process did, in ticks after boot; `created`: seconds since the epoch;
-    `namespaces`: the kinds that are the container's own."""
+    `namespaces`: the kinds that are the container's own; `code`: how it ended, of one that is kept after its end."""
 
     id: str
     name: str
@@ -33,6 +33,7 @@ class Record:
     parts: tuple[str, ...] = ()
     root: str | None = None
     namespaces: tuple[str, ...] = ()
+    code: int | None = None
 
     def alive(self) -> bool:
         """Whether the container's first process runs."""

@@ -1,0 +1,5 @@
+"""`python -m kernel_lab.cli`."""
+
+from kernel_lab.cli import main
+
+main()

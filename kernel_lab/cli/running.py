@@ -1,0 +1,167 @@
+"""`klab run`, `klab program` and `klab exec`: a command in a new container, or in one that runs."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from kernel_lab import command as commands
+from kernel_lab import rootfs
+from kernel_lab.cli import detached
+from kernel_lab.cli.containers import opened
+from kernel_lab.command import Command
+from kernel_lab.container import Container
+from kernel_lab.foreground import attached
+from kernel_lab.joining import Joined
+from kernel_lab.kernel.errors import UsageError
+from kernel_lab.namespaces.ipc import IPC
+from kernel_lab.namespaces.mnt import Bind, Mount
+from kernel_lab.namespaces.net import Net
+from kernel_lab.namespaces.part import Part
+from kernel_lab.namespaces.pid import PID
+from kernel_lab.namespaces.user import User
+from kernel_lab.namespaces.uts import UTS
+from kernel_lab.networks.bridge import Bridge
+from kernel_lab.networks.usermode import Usermode
+from kernel_lab.process import Process, Streams
+
+F = TypeVar("F", bound=Callable[..., Any])
+WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+CONTAINER = _options(
+    click.option("--hostname", "-h", help="Its host name; without it, its name."),
+    click.option("--network", default="none", help="none (loopback alone), host, bridge, a bridge's name, or user (pasta, slirp4netns)."),
+    click.option("--ip", help="Its address on the bridge."),
+    click.option("--volume", "-v", multiple=True, help="SOURCE:TARGET[:ro]"),
+    click.option("--tmpfs", multiple=True, help="A place for an empty file system in memory."),
+    click.option("--read-only", is_flag=True, help="Nothing in the root can be written."),
+    click.option("--init", is_flag=True, help="Process 1 is a reaper; the command is process 2."),
+    click.option("--userns", type=click.Choice(["host", "self", "subordinate"]), help="Whose ids: the host's, yourself alone, or /etc/subuid's."),
+)
+PROCESS = _options(
+    click.option("--env", "-e", multiple=True, help="NAME=VALUE, or the NAME of a variable of yours."),
+    click.option("--workdir", "-w", help="Its working directory."),
+    click.option("--user", "-u", help="UID[:GID], or names."),
+    click.option("--ulimit", multiple=True, help="NAME=SOFT[:HARD]"),
+    click.option("--interactive", "-i", is_flag=True, help="It may read what you can read."),
+    click.option("--tty", "-t", is_flag=True, help="It has a terminal."),
+)
+
+
+@click.command(context_settings=WORDS)
+@click.option("--name", help="What other commands call it.")
+@click.option("--detach", "-d", is_flag=True, help="In the background; prints its id.")
+@click.option("--rm", is_flag=True, help="Nothing of a detached one is kept when it ends; in the foreground nothing ever is.")
+@CONTAINER
+@PROCESS
+@click.argument("root")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def run(name: str | None, detach: bool, rm: bool, root: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> int:
+    """Run a command in a new container. ROOT: busybox, debian, a directory, or host for the host's own root."""
+    container = _container(root, name, settings)
+    command = _command(container, words or ("sh",), tty and not detach, settings)
+    if detach:
+        return detached.monitored(sys.argv[1:], container, command, keep=not rm)
+    return attached(lambda streams: container.launch(command, streams), interactive, tty)
+
+
+@click.command(context_settings=WORDS)
+@CONTAINER
+@PROCESS
+@click.argument("root")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def program(root: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> None:
+    """Print the table of system calls that `klab run` would execute, and make nothing."""
+    container = _container(root, None, settings)
+    click.echo(str(container.table(_command(container, words or ("sh",), tty, settings)).program))
+
+
+@click.command(context_settings=WORDS)
+@PROCESS
+@click.argument("container")
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec(container: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> int:
+    """Run a command in a running container."""
+    with opened(container) as target:
+        command = _settled(target.record.root, words, tty, settings)
+
+        def start(streams: Streams) -> Process:
+            return Joined(target, command, streams)
+
+        return attached(start, interactive, tty)
+
+
+COMMANDS = (run, program, exec)
+
+
+def _container(root: str, name: str | None, settings: dict[str, Any]) -> Container:
+    path = rootfs.resolve(root)
+    mount = Mount(
+        None if str(path) == "/" else path,
+        readonly=settings["read_only"],
+        binds=[Bind.parse(text) for text in settings["volume"]],
+        tmpfs=settings["tmpfs"],
+    )
+    parts: list[Part] = [UTS(settings["hostname"] or name), mount, IPC(), PID(init=settings["init"])]
+    parts += _network(settings["network"], settings["ip"])
+    userns = settings["userns"] or ("self" if os.geteuid() else "host")
+    if userns != "host":
+        parts.append(User() if userns == "self" else User.subordinate())
+    return Container(*parts, name=name)
+
+
+def _network(network: str, address: str | None) -> list[Part]:
+    if network == "host":
+        return []
+    if network == "none":
+        return [Net()]
+    if network == "user":
+        return [Net(Usermode())]
+    return [Net(Bridge() if network == "bridge" else Bridge(network), address)]
+
+
+def _command(container: Container, words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> Command:
+    return _settled(container.plan.root, words, terminal, settings)
+
+
+def _settled(root: str | None, words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> Command:
+    given = dict(_variable(text) for text in settings["env"])
+    if terminal:
+        given.setdefault("TERM", os.environ.get("TERM", "xterm"))
+    return commands.settled(
+        root,
+        # One word is a program here, not a line to be split: the shell has split it.
+        words if len(words) > 1 else (shlex.quote(words[0]),),
+        env=given,
+        cwd=settings["workdir"],
+        user=settings["user"],
+        rlimits=dict(_limit(text) for text in settings["ulimit"]),
+        terminal=terminal,
+    )
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    return name, value if equals else os.environ.get(name, "")
+
+
+def _limit(text: str) -> tuple[str, tuple[int, int]]:
+    name, _, values = text.partition("=")
+    soft, _, hard = values.partition(":")
+    try:
+        return name, (int(soft), int(hard or soft))
+    except ValueError as error:
+        raise UsageError(f"ulimit {text!r}: it is written NAME=SOFT or NAME=SOFT:HARD") from error

@@ -1,0 +1,68 @@
+"""`klab doctor`, `cleanup`, `bench` and `version`."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+from tabulate import tabulate
+
+from kernel_lab import cleanup as cleaning
+from kernel_lab.course import doctor as examining
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(as_json: bool) -> int:
+    """Each thing that a lab needs: is it there, and what mends it. Ends with 1 if something is lacking."""
+    findings = examining.examine()
+    click.echo(json.dumps(examining.as_rows(findings), indent=1) if as_json else examining.table(findings))
+    return 0 if examining.healthy(findings) else 1
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Remove them; without it they are listed only.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def cleanup(yes: bool, as_json: bool) -> None:
+    """What the kit has left behind where its creator has died; nothing that lives, and nothing of anybody else's."""
+    found = cleaning.leftovers()
+    rows = [{"kind": left.kind, "name": left.name, "why": left.why} for left in found]
+    if yes:
+        cleaning.remove(found)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    elif not rows:
+        click.echo("nothing is left behind")
+    else:
+        click.echo(tabulate([row.values() for row in rows], ("kind", "name", "why"), disable_numparse=True))
+        click.echo("removed" if yes else "nothing has been removed: klab cleanup --yes removes them")
+
+
+@click.group()
+def bench() -> None:
+    """Measured comparisons."""
+
+
+@bench.command()
+@click.option("--rounds", default=30, show_default=True, help="Repetitions.")
+@click.option("--case", "cases", multiple=True, help="Only this case.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="A picture into this file.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def start(rounds: int, cases: tuple[str, ...], plot: str | None, as_json: bool) -> int:
+    """How long a container takes from start to end: this kit, the same in C, and other runtimes."""
+    from kernel_lab.benchmarks.start import bench_start
+
+    return bench_start(rounds, as_json, plot, cases or None)
+
+
+@click.command(name="version")
+def version_command() -> None:
+    """The kit's version, the kernel's and Python's."""
+    try:
+        own = version("kernel_lab")
+    except PackageNotFoundError:
+        own = "from its source"
+    click.echo(f"kernel_lab {own}, Linux {platform.release()}, Python {platform.python_version()}")
+
+
+COMMANDS = (doctor, cleanup, bench, version_command)
