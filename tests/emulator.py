@@ -28,6 +28,7 @@ class Processor:
     answer: int
     stack: int
     saved: tuple[int, ...]  # by the callee
+    general: tuple[int, ...]
     lost: tuple[int, ...]  # in a system call
     calls: dict[str, int] = field(hash=False)
 
@@ -45,6 +46,7 @@ X86 = Processor(
     answer=x86_const.UC_X86_REG_RAX,
     stack=x86_const.UC_X86_REG_RSP,
     saved=registers(x86_const, "UC_X86_REG_", "rbx rbp r12 r13 r14 r15"),
+    general=registers(x86_const, "UC_X86_REG_", "rax rbx rcx rdx rsi rdi rbp r8 r9 r10 r11 r12 r13 r14 r15"),
     lost=registers(x86_const, "UC_X86_REG_", "rcx r11"),
     calls={
         "write": 1, "rt_sigaction": 13, "rt_sigprocmask": 14, "wait4": 61, "kill": 62, "rt_sigtimedwait": 128, "prctl": 157,
@@ -60,6 +62,7 @@ ARM = Processor(
     answer=arm64_const.UC_ARM64_REG_X0,
     stack=arm64_const.UC_ARM64_REG_SP,
     saved=registers(arm64_const, "UC_ARM64_REG_", "x19 x20 x21 x22 x23 x24 x25 x26 x27 x28 x29 x30"),
+    general=registers(arm64_const, "UC_ARM64_REG_", " ".join(f"x{i}" for i in range(31))),
     lost=(),
     calls={
         "write": 64, "exit_group": 94, "kill": 129, "rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigtimedwait": 137, "prctl": 167,
@@ -88,6 +91,8 @@ class Emulator:
         for at in (DATA, STACK):
             self.uc.mem_map(at, SPACE, UC_PROT_READ | UC_PROT_WRITE)
         self.uc.mem_write(CODE, code)
+        for register in processor.general:
+            self.set(register, GARBAGE)
         self.uc.hook_add(unicorn.UC_HOOK_CODE, self._executing)
         self.uc.hook_add(unicorn.UC_HOOK_MEM_READ, self._reading)
         self.uc.hook_add(unicorn.UC_HOOK_MEM_WRITE, self._writing)

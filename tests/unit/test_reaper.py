@@ -71,12 +71,20 @@ class Init:
 def test_it_blocks_all_signals_and_no_longer_ignores_sigchld_before_it_waits(processor: Processor) -> None:
     init = Init(processor, [*READY, wait4(0), arrives(signal.SIGCHLD), wait4(COMMAND)])
     assert [arguments[:2] for _, arguments in init.calls[:1]] == [(15, init.name)]
-    assert init.asked("rt_sigaction", 1) == [(signal.SIGCHLD,)]
+    assert [(number, old, size) for number, _, old, size in init.asked("rt_sigaction", 4)] == [(signal.SIGCHLD, 0, 8)]
     assert init.pointed["rt_sigaction"] == bytes(32)
     assert [(how, old, size) for how, _, old, size in init.asked("rt_sigprocmask", 4)] == [(signal.SIG_BLOCK, 0, 8)]
     assert [arguments[1:] for arguments in init.asked("rt_sigtimedwait", 4)] == [(0, 0, 8)]
     assert init.pointed["rt_sigprocmask"] == init.pointed["rt_sigtimedwait"] == b"\xff" * 8
     assert [(pid & 0xFFFFFFFF, options, usage) for pid, _, options, usage in init.asked("wait4", 4)] == [(0xFFFFFFFF, 1, 0)] * 2
+
+
+@both
+def test_it_goes_on_where_a_filter_refuses_what_it_asks_first(processor: Processor) -> None:
+    refused = [(name, -1, 0) for name, _, _ in READY]
+    init = Init(processor, [*refused, wait4(COMMAND, 7 << 8)])
+    assert [how for how, *_ in init.asked("rt_sigprocmask", 4)] == [signal.SIG_BLOCK]
+    assert init.code == 7
 
 
 @both
