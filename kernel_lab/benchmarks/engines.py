@@ -16,10 +16,6 @@ class Engine(Peer):
 
     extra: tuple[str, ...] = ()
 
-    def version(self) -> str | None:
-        said = super().version()
-        return said.removeprefix("version").strip() if said else None
-
     @contextmanager
     def ready(self, ground: Ground) -> Iterator[Run]:
         self._do("ps", "--quiet")  # the cheapest question that only a running engine answers
@@ -38,7 +34,7 @@ class Engine(Peer):
         done = subprocess.run([self.path, *words], input=input, capture_output=True)
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"]
-            raise Absent(f"installed, but `{self.program} {words[0]}` fails: {lines[-1]}")
+            raise Absent(f"installed, but `{self.program} {words[0]}` fails: {lines[-1].split('. ')[0]}")
 
     def _undo(self, *words: str) -> None:
         subprocess.run([self.path, *words], capture_output=True)
@@ -56,4 +52,3 @@ class Podman(Engine):
 
 def _archive(ground: Ground) -> bytes:
     return subprocess.run(["tar", "-C", str(ground.root), "-c", "."], check=True, capture_output=True).stdout
-

@@ -3,6 +3,7 @@
  *   clone3 into new user, uts, mnt, ipc, pid and net namespaces, with a pidfd; uid and gid 0 mapped to the caller's;
  *   host name; private propagation; bind the root, pivot_root, detach the old one; /proc; loopback up;
  *   with --veth also one end of a veth pair in a bridge, the other inside with an address and a default route;
+ *   dead when its creator is, out of the reach of the terminal's keys, without the creator's descriptors;
  *   execve; both outputs read to their end through pipes; waited for.
  *
  * floor [--hostname NAME] [--veth BRIDGE ADDRESS/BITS GATEWAY] [--server] ROOT COMMAND [ARGUMENT...]
@@ -11,13 +12,9 @@
  * line of its standard input, and prints "NANOSECONDS STATUS BYTES_OF_OUTPUT BYTES_OF_ERRORS\n" and those bytes.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/if_link.h>
-#include <linux/rtnetlink.h>
 #include <linux/sched.h>
-#include <linux/veth.h>
 #include <net/if.h>
 #include <poll.h>
 #include <signal.h>
@@ -27,18 +24,19 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { STACK = 64 * 1024, MESSAGE = 1024, KEPT = 64 * 1024 };
+enum { STACK = 64 * 1024, KEPT = 64 * 1024, FIRST_OTHER = 3, CLOEXEC_RANGE = 4 };
 
 struct wishes {
     const char *hostname, *root, *bridge, *address, *gateway;
     char **command;
-    int server;
+    int server, nothing; /* nothing: /dev/null, the command's input */
     char uid_map[32], gid_map[32];
 };
 
@@ -48,12 +46,12 @@ struct container {
     int pid, pidfd;
 };
 
-struct message { /* netlink messages, one behind the other */
-    size_t used;
-    char bytes[MESSAGE] __attribute__((aligned(4)));
-};
+/* veth.c */
+int open_netlink(void);
+void make_veth(int netlink, unsigned bridge, const char *name, int pid);
+void set_address(int netlink, int index, const char *address, const char *gateway);
 
-static void die(const char *what)
+void die(const char *what)
 {
     char line[256];
     int size = snprintf(line, sizeof line, "floor: %s: %s\n", what, strerror(errno));
@@ -61,130 +59,10 @@ static void die(const char *what)
     _exit(125);
 }
 
-static void need(long answer, const char *what)
+void need(long answer, const char *what)
 {
     if (answer < 0)
         die(what);
-}
-
-/* ---- netlink ---- */
-
-static void *append(struct message *m, size_t size)
-{
-    void *here = m->bytes + m->used;
-    if (m->used + NLMSG_ALIGN(size) > MESSAGE)
-        die("netlink message too long");
-    memset(here, 0, NLMSG_ALIGN(size));
-    m->used += NLMSG_ALIGN(size);
-    return here;
-}
-
-static struct nlmsghdr *begin(struct message *m, int type, int flags)
-{
-    struct nlmsghdr *head = append(m, sizeof *head);
-    head->nlmsg_type = type;
-    head->nlmsg_flags = NLM_F_REQUEST | flags;
-    return head;
-}
-
-static void end(struct message *m, struct nlmsghdr *head)
-{
-    head->nlmsg_len = m->bytes + m->used - (char *)head;
-}
-
-static struct rtattr *attribute(struct message *m, int type, const void *data, size_t size)
-{
-    struct rtattr *made = append(m, RTA_LENGTH(size));
-    made->rta_type = type;
-    made->rta_len = RTA_LENGTH(size);
-    if (size)
-        memcpy(RTA_DATA(made), data, size);
-    return made;
-}
-
-static void close_nest(struct message *m, struct rtattr *nest)
-{
-    nest->rta_len = m->bytes + m->used - (char *)nest;
-}
-
-/* The kernel works through the messages before sendto returns; a refusal is the first answer, the last one acknowledges. */
-static void ask(int netlink, struct message *m, const char *what)
-{
-    char answer[MESSAGE] __attribute__((aligned(4)));
-    struct nlmsghdr *head = (struct nlmsghdr *)answer;
-    struct nlmsgerr *verdict = NLMSG_DATA(head);
-    need(send(netlink, m->bytes, m->used, 0), what);
-    need(recv(netlink, answer, sizeof answer, 0), what);
-    if (head->nlmsg_type == NLMSG_ERROR && verdict->error) {
-        errno = -verdict->error;
-        die(what);
-    }
-}
-
-static int open_netlink(void)
-{
-    int made = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-    need(made, "netlink socket");
-    return made;
-}
-
-static void make_veth(int netlink, unsigned bridge, const char *name, int pid)
-{
-    struct message m = {0};
-    struct nlmsghdr *head = begin(&m, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK);
-    struct ifinfomsg *host = append(&m, sizeof *host);
-    host->ifi_flags = host->ifi_change = IFF_UP;
-    attribute(&m, IFLA_IFNAME, name, strlen(name) + 1);
-    attribute(&m, IFLA_MASTER, &bridge, sizeof bridge);
-    struct rtattr *info = attribute(&m, IFLA_LINKINFO, NULL, 0);
-    attribute(&m, IFLA_INFO_KIND, "veth", 4);
-    struct rtattr *data = attribute(&m, IFLA_INFO_DATA, NULL, 0);
-    struct rtattr *peer = attribute(&m, VETH_INFO_PEER, NULL, 0);
-    append(&m, sizeof(struct ifinfomsg)); /* not up yet: veth_open of the inner end refuses while it has no peer */
-    attribute(&m, IFLA_IFNAME, "eth0", 5);
-    attribute(&m, IFLA_NET_NS_PID, &pid, sizeof pid);
-    close_nest(&m, peer);
-    close_nest(&m, data);
-    close_nest(&m, info);
-    end(&m, head);
-    ask(netlink, &m, "veth pair");
-}
-
-static void add_address(struct message *m, int index, const char *text)
-{
-    struct in_addr address;
-    char copy[64];
-    snprintf(copy, sizeof copy, "%s", text);
-    char *slash = strchr(copy, '/');
-    int bits = slash ? atoi(slash + 1) : 32;
-    if (slash)
-        *slash = 0;
-    if (inet_pton(AF_INET, copy, &address) != 1)
-        die("address");
-    struct nlmsghdr *head = begin(m, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL);
-    struct ifaddrmsg *at = append(m, sizeof *at);
-    at->ifa_family = AF_INET;
-    at->ifa_prefixlen = bits;
-    at->ifa_index = index;
-    attribute(m, IFA_LOCAL, &address, sizeof address);
-    attribute(m, IFA_ADDRESS, &address, sizeof address);
-    end(m, head);
-}
-
-static void add_default_route(struct message *m, const char *text)
-{
-    struct in_addr gateway;
-    if (inet_pton(AF_INET, text, &gateway) != 1)
-        die("gateway");
-    struct nlmsghdr *head = begin(m, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK);
-    struct rtmsg *route = append(m, sizeof *route);
-    route->rtm_family = AF_INET;
-    route->rtm_table = RT_TABLE_MAIN;
-    route->rtm_protocol = RTPROT_STATIC;
-    route->rtm_scope = RT_SCOPE_UNIVERSE;
-    route->rtm_type = RTN_UNICAST;
-    attribute(m, RTA_GATEWAY, &gateway, sizeof gateway);
-    end(m, head);
 }
 
 /* ---- the child ---- */
@@ -220,7 +98,6 @@ static void enter_root(const char *root)
 static void network(const struct wishes *w)
 {
     struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP}, eth = {.ifr_name = "eth0"};
-    struct message m = {0};
     int netlink = open_netlink();
     need(ioctl(netlink, SIOCSIFFLAGS, &lo), "loopback up");
     if (w->bridge) {
@@ -228,11 +105,16 @@ static void network(const struct wishes *w)
         int index = eth.ifr_ifindex; /* a union: the flags take its place */
         eth.ifr_flags = IFF_UP;
         need(ioctl(netlink, SIOCSIFFLAGS, &eth), "eth0 up");
-        add_address(&m, index, w->address);
-        add_default_route(&m, w->gateway);
-        ask(netlink, &m, "address and route");
+        set_address(netlink, index, w->address, w->gateway);
     }
     close(netlink);
+}
+
+static void leave_creator(void)
+{
+    need(prctl(PR_SET_PDEATHSIG, SIGKILL), "death signal");
+    need(setpgid(0, 0), "process group");
+    need(syscall(SYS_close_range, FIRST_OTHER, ~0U, CLOEXEC_RANGE), "close_range");
 }
 
 static int child(void *job)
@@ -240,6 +122,7 @@ static int child(void *job)
     const struct container *c = job;
     const struct wishes *w = c->wishes;
     char go;
+    need(dup2(w->nothing, 0), "stdin");
     need(dup2(c->out[1], 1), "stdout");
     need(dup2(c->err[1], 2), "stderr");
     become_root(w);
@@ -251,6 +134,7 @@ static int child(void *job)
     need(sethostname(w->hostname, strlen(w->hostname)), "sethostname");
     enter_root(w->root);
     network(w);
+    leave_creator();
     execve(w->command[0], w->command, (char *[]){"PATH=/usr/bin:/bin:/usr/sbin:/sbin", NULL});
     die(w->command[0]);
     return 125;
@@ -414,12 +298,13 @@ static int once(const struct wishes *w)
     return status;
 }
 
-static char **usage(void)
+static void usage(void)
 {
     fputs("floor [--hostname NAME] [--veth BRIDGE ADDRESS/BITS GATEWAY] [--server] ROOT COMMAND [ARGUMENT...]\n", stderr);
     exit(2);
 }
 
+/* The first word that is no option. */
 static char **read_options(char **word, struct wishes *w)
 {
     for (; *word && !strncmp(*word, "--", 2); word++)
@@ -438,10 +323,11 @@ static char **read_options(char **word, struct wishes *w)
 
 int main(int count, char **words)
 {
-    struct wishes w = {.hostname = "box"};
+    struct wishes w = {.hostname = "box", .nothing = open("/dev/null", O_RDONLY | O_CLOEXEC)};
     char **rest = read_options(words + 1, &w);
-    if (!rest[0] || !rest[1] || count < 3)
+    if (words + count - rest < 2)
         usage();
+    need(w.nothing, "/dev/null");
     w.root = rest[0];
     w.command = rest + 1;
     snprintf(w.uid_map, sizeof w.uid_map, "0 %d 1", geteuid());

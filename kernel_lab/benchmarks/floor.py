@@ -1,4 +1,4 @@
-"""The floor as Python sees it: `floor.c`, compiled once, as a server that makes a container a line, or as a command."""
+"""The floor as Python sees it: `floor.c` and `veth.c`, compiled once, as a server that makes a container a line, or as a command."""
 
 import hashlib
 import os
@@ -11,19 +11,20 @@ from pathlib import Path
 from kernel_lab import state
 from kernel_lab.benchmarks.contestant import Absent, Ground, Run, Start, command
 
-SOURCE = Path(__file__).with_name("floor.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("floor.c", "veth.c"))
 
 
 def compiled() -> Path:
     """The compiled program, made on first use. Raises Absent where there is no compiler."""
-    path = state.data_dir() / f"floor-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}"
+    text = b"".join(source.read_bytes() for source in SOURCES)
+    path = state.data_dir() / f"floor-{hashlib.sha256(text).hexdigest()[:12]}"
     if not path.exists():
         compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
         if not compiler:
             raise Absent("not installed: a C compiler (cc)")
         half = path.with_name(f"{path.name}.{state.Creator.this().stamp}")
         try:
-            subprocess.run([compiler, "-O2", "-o", half, SOURCE], check=True, capture_output=True, text=True)
+            subprocess.run([compiler, "-O2", "-o", half, *SOURCES], check=True, capture_output=True, text=True)
             half.replace(path)
         except subprocess.CalledProcessError as error:
             raise Absent(f"{compiler} cannot compile it: {error.stderr.strip().splitlines()[0]}") from None

@@ -1,5 +1,6 @@
-"""The tools that others use for the same: each makes what the floor makes, as nearly as its options allow; `includes` says what is more and what less."""
+"""The tools that others use for the same: each makes what the floor makes, as nearly as its options allow."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,8 @@ class Peer:
     def version(self) -> str | None:
         found = shutil.which(self.program)
         said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout if found else ""
-        return said.splitlines()[0].removeprefix(self.program).strip() if said else None
+        number = re.search(r"\d[\w.+~-]*", said)
+        return number[0] if number else None
 
     @property
     def path(self) -> str:
@@ -91,7 +93,7 @@ class Runtime(Peer):
 
 class Crun(Runtime):
     program = who = "crun"
-    includes = "six namespaces, map, host name, bind, pivot_root, /proc, the usual nodes in /dev, capabilities, loopback, its state on disk; no cgroup"
+    includes = "six namespaces, map, host name, bind, pivot_root, /proc, loopback; more: nodes in /dev, capabilities, its state on disk"
     options = ("--cgroup-manager=disabled",)
 
     def surroundings(self) -> AbstractContextManager[Callable[[Sequence[str]], Start]]:
@@ -100,4 +102,4 @@ class Crun(Runtime):
 
 class Runc(Runtime):
     program = who = "runc"
-    includes = "the same as crun, and a cgroup, which it cannot leave out"
+    includes = "as crun, and a cgroup, which it cannot leave out"

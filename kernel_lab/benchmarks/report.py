@@ -3,7 +3,7 @@
 import html
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,32 +41,41 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """`rows`, the machine they were measured on, and every single time in milliseconds, by case and contestant."""
+    """`rows`, the machine they were measured on, every single time in milliseconds by case and contestant, and what one start of each `includes`."""
 
     rows: tuple[Row, ...]
     rounds: int
     machine: Mapping[str, object]
     times: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
+    includes: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, case: str, who: str) -> Row:
         return next(row for row in self.rows if (row.case, row.who) == (case, who))
 
     def json(self) -> str:
-        return json.dumps({"rows": [asdict(row) for row in self.rows], "rounds": self.rounds, "machine": self.machine}, indent=2, ensure_ascii=False)
+        rows = [asdict(row) for row in self.rows]
+        everything = {"rows": rows, "rounds": self.rounds, "machine": self.machine, "includes": self.includes}
+        return json.dumps(everything, indent=2, ensure_ascii=False)
 
-    def _machine(self) -> str:
+    def _notes(self) -> list[str]:
+        """Below the table: what was counted, and where."""
+        return [*(f"{who}: {what}" for who, what in self.includes.items()), *self._machine()]
+
+    def _machine(self) -> Iterator[str]:
         peers = self.machine.get("peers")
         facts = ", ".join(f"{name} {value}" for name, value in self.machine.items() if name != "peers")
         versions = ", ".join(f"{name} {value}" for name, value in peers.items()) if isinstance(peers, Mapping) else ""
-        return f"{self.rounds} rounds on: {facts}" + (f"\nbeside: {versions}" if versions else "")
+        yield f"{self.rounds} rounds on: {facts}"
+        if versions:
+            yield f"beside: {versions}"
 
     def __repr__(self) -> str:
         aligned = ("left", "left", "right", "right", "right", "left")
-        return tabulate([row.cells() for row in self.rows], HEADERS, disable_numparse=True, colalign=aligned) + f"\n\n{self._machine()}"
+        return tabulate([row.cells() for row in self.rows], HEADERS, disable_numparse=True, colalign=aligned) + "\n\n" + "\n".join(self._notes())
 
     def _repr_html_(self) -> str:
         table = tabulate([row.cells() for row in self.rows], HEADERS, tablefmt="html", disable_numparse=True)
-        return f"{table}<p>{html.escape(self._machine())}</p>"
+        return table + "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
 
     def plot(self, file: str | Path | None = None) -> Any:
         """Every time as a dot and the medians as bars, on a logarithmic axis; the matplotlib figure, also written to `file`."""
@@ -74,9 +83,8 @@ class Report:
 
         cases = list(dict.fromkeys(case for case, _ in self.times))
         figure = Figure(figsize=(8, 1 + 0.45 * len(self.times)), layout="constrained")
-        panels = figure.subplots(len(cases), squeeze=False, sharex=True) if cases else []
-        for case, (axes,) in zip(cases, panels, strict=True):
-            self._panel(axes, case)
+        for number, case in enumerate(cases):
+            self._panel(figure.add_subplot(len(cases), 1, number + 1), case)
         if file is not None:
             figure.savefig(file)
         return figure

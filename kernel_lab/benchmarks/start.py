@@ -84,7 +84,7 @@ def measure(rounds: int = ROUNDS, cases: Sequence[str] | None = None) -> Report:
                         entry.once(turn >= WARM_UP)
     versions = {one.who: version for one in CONTESTANTS if (version := one.version())}
     times = {(entry.case, entry.contestant.who): entry.times for entry in entries if entry.times}
-    return Report(tuple(_row(entry, times) for entry in entries), rounds, machine(versions), times)
+    return Report(tuple(_row(entry, times) for entry in entries), rounds, machine(versions), times, {one.who: one.includes for one in CONTESTANTS})
 
 
 def _chosen(cases: Sequence[str] | None) -> Sequence[str]:
