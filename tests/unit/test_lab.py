@@ -155,7 +155,7 @@ class Machine:
 
     def apt_get(self, *, update: int = 0, install: int = 0, simulate: str = "") -> None:
         """What it answers to `update`, to `install`, and to the question what an installation would do."""
-        cases = f"*-s*) {simulate or ':'} ;; *update*) {self.log}; exit {update} ;; *) {self.log}; exit {install} ;;"
+        cases = f"*' -s '*) {simulate or ':'} ;; *update*) {self.log}; exit {update} ;; *) {self.log}; exit {install} ;;"
         self.write("apt-get", f'case " $* " in {cases} esac')
 
     @property

@@ -40,7 +40,7 @@ def outcome(project: Path, test: str) -> Outcome:
         ("@pytest.fixture\ndef f():\n    yield\n    assert 0\ndef test_a(f): assert 0\ndef test_b(): pass", Outcome(1, 1)),
         ("@pytest.fixture\ndef f():\n    yield\n    assert 0\ndef test_a(f): pytest.skip('no crun')", Outcome(failed=1)),
         ("import nothing_of_this_name", Outcome(failed=1)),
-        ("def test_a(): pass\ndef test_b(): pytest.exit('enough')", Outcome(1, 1)),
+        ("def test_a(): pass\ndef test_b(): pytest.exit('enough')", Outcome(2, 1)),
         ("def test_a(): os._exit(0)", Outcome(failed=1)),
         ("", Outcome()),
     ],
