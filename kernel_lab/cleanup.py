@@ -4,16 +4,20 @@ The order of `leftovers()` is that of the removal: processes first, since what t
 are what the rest is found by.
 """
 
+import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from kernel_lab import records, state
 from kernel_lab.kernel import mountinfo
+from kernel_lab.kernel.calls import syscall
+from kernel_lab.kernel.errors import KernelError
+from kernel_lab.kernel.flags import MNT
 from kernel_lab.members import Members
 from kernel_lab.records import Record
 from kernel_lab.state import Creator, Leftover
@@ -26,7 +30,18 @@ LOG, UNREADABLE = "log", "unreadable record"
 
 def leftovers() -> list[Leftover]:
     """Everything of this user's, of the directories that the state is kept in now."""
-    return [*_processes(), *_networks(), *_mounts(), *_cgroups(), *_records(), *_files(), *_log()]
+    found = []
+    for kind, look in FINDERS.items():
+        try:
+            found += look()
+        except Exception as error:
+            # The others are looked for all the same; and who wants to have this one removed hears of the error.
+            found.append(Leftover(kind, "?", f"it is not known what is left: {error}", partial(_raise, error)))
+    return found
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def remove(found: Iterable[Leftover]) -> None:
@@ -95,7 +110,17 @@ def _mounts() -> Iterator[Leftover]:
     # The last one that was mounted first: others may lie below or under it.
     for mount in reversed(mountinfo.mounts()):
         if creator := _owner(mount.point):
-            yield Leftover("mount", mount.point, _dead(creator), partial(_run, "umount", "--lazy", mount.point))
+            yield Leftover("mount", mount.point, _dead(creator), partial(_unmount, mount.point))
+
+
+def _unmount(point: str) -> None:
+    # Without waiting for those who use it, and without following a link that has taken its place.
+    try:
+        syscall("umount2", os.fsencode(point), MNT.DETACH | MNT.UMOUNT_NOFOLLOW)
+    except KernelError as error:
+        # Another cleanup, at the end of another creator, may have been faster.
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
 
 
 def _cgroups() -> Iterator[Leftover]:
@@ -136,16 +161,13 @@ def _forget(record: Record) -> None:
 
 
 def _files() -> Iterator[Leftover]:
-    """What carries the stamp of a dead creator: temporary files and directories, half-made root filesystems."""
+    """What carries the stamp of a dead creator: temporary files and directories, logs, half-made root filesystems."""
     for place in _places():
-        for directory, subdirectories, files in os.walk(place):
-            stamped = [name for name in (*subdirectories, *files) if _owner(os.path.join(directory, name))]
-            for name in stamped:
-                path = Path(directory, name)
-                if creator := _owner(str(path)):
-                    yield Leftover("file", str(path), _dead(creator), partial(discard, path))
-            # Not into root filesystems: they are large, and nothing in them is named by the kit.
-            subdirectories[:] = [name for name in subdirectories if name not in stamped and not os.path.isdir(os.path.join(directory, name, "bin"))]
+        # No deeper: below that are the files of root filesystems, which the kit has not named.
+        for path in sorted((*Path(place).glob("*"), *Path(place).glob("*/*"))):
+            creator = Creator.in_name(path.name)
+            if creator and not creator.alive():
+                yield Leftover("file", str(path), _dead(creator), partial(discard, path))
 
 
 def discard(path: Path) -> None:
@@ -153,13 +175,18 @@ def discard(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
+    # Through a bind mount, all that could be deleted would be the host's.
+    inside = f"{os.path.realpath(path)}/"
+    if mounted := [mount.point for mount in mountinfo.mounts() if f"{mount.point}/".startswith(inside)]:
+        raise RuntimeError(f"{path}: not removed, since {mounted[0]} is mounted there")
     # What a user's root filesystem holds belongs to ids that are that user's only in a user namespace.
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
         return
     except PermissionError:
-        _run("unshare", "--user", "--map-root-user", "--map-auto", "rm", "-rf", "--one-file-system", str(path))
+        command = ["unshare", "--user", "--map-root-user", "--map-auto", "rm", "-rf", "--one-file-system", str(path)]
+        subprocess.run(command, check=True, capture_output=True)
 
 
 def _log() -> Iterator[Leftover]:
@@ -168,5 +195,12 @@ def _log() -> Iterator[Leftover]:
         yield Leftover(LOG, str(path), "a janitor has met errors; read it first", partial(path.unlink, missing_ok=True))
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+FINDERS: dict[str, Callable[[], Iterable[Leftover]]] = {
+    "process": _processes,
+    "network": _networks,
+    "mount": _mounts,
+    "cgroup": _cgroups,
+    "record": _records,
+    "file": _files,
+    "log": _log,
+}

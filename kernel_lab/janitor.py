@@ -112,7 +112,9 @@ def guard(pid: int, kinds: Iterable[str]) -> Guard:
             _guards[made.number] = made
             _tell()
     except BaseException:
-        made.release()
+        # The janitor is not asked now: it may be what the interrupt has come for. It hears of it the next time.
+        _guards.pop(made.number, None)
+        made.members.close()
         raise
     return made
 

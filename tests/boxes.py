@@ -1,0 +1,97 @@
+"""Containers without a PID namespace, for the tests of what kills them: made by `unshare`, and with everything in them that makes killing hard."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+# An ordinary user makes namespaces in a user namespace of its own.
+KINDS = ("uts", "ipc") if os.geteuid() == 0 else ("user", "uts", "ipc")
+FLAGS = {"user": "--map-root-user", "uts": "--uts", "ipc": "--ipc"}
+MARK, CREATOR = "KLAB_TEST_BOX", "KLAB_TEST_CREATOR"
+
+_HOPPER = """
+import os, time
+os.setsid()
+print("hopper", flush=True)
+while True:
+    if os.fork():
+        os._exit(0)
+    time.sleep(0.0005)
+"""
+_HEADLESS = """
+import ctypes, os, threading, time
+os.setsid()
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print("headless", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+TENANTS = {
+    # Deaf to all signals that one may be deaf to, out of its parent's session, and without a parent.
+    "daemon": "setsid sh -c 'trap \"\" TERM HUP INT; setsid sleep 1000 & echo daemon; exec sleep 1000' &",
+    # Always a new child somewhere.
+    "forker": "setsid sh -c 'echo forker; while :; do sleep 0.001; done' &",
+    # Always somewhere else: each process makes the next one and ends.
+    "hopper": f"{sys.executable} -c {shlex.quote(_HOPPER)} &",
+    # Its first thread has ended before the others: it looks like a zombie, and runs.
+    "headless": f"{sys.executable} -c {shlex.quote(_HEADLESS)} &",
+    # In namespaces below the container's, and in none of the container's own.
+    "nested": "setsid unshare --user --map-root-user --uts --ipc sh -c 'echo nested; exec sleep 1000' &",
+}
+
+
+def box(mark: str, kinds: Sequence[str] = KINDS, tenants: Sequence[str] = ("daemon",)) -> "subprocess.Popen[str]":
+    """The first process of a container, which waits for `go` as one does whose creator has still something to do."""
+    script = f"echo waits; read go; {' '.join(TENANTS[tenant] for tenant in tenants)} exec sleep 1000"
+    process = subprocess.Popen(
+        ["unshare", *(FLAGS[kind] for kind in kinds), "sh", "-c", script] if kinds else ["sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != CREATOR} | {MARK: mark},
+    )
+    _hear(process, ["waits"])
+    return process
+
+
+def go(process: "subprocess.Popen[str]", tenants: Sequence[str] = ("daemon",)) -> None:
+    """Returns when all the tenants are in."""
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+    _hear(process, tenants)
+
+
+def _hear(process: "subprocess.Popen[str]", words: Sequence[str]) -> None:
+    assert process.stdout
+    missing = set(words)
+    while missing:
+        line = process.stdout.readline()
+        assert line, f"the box ended before it said {missing}"
+        missing.discard(line.strip())
+
+
+def marked(value: str, name: str = MARK) -> list[int]:
+    """The living processes whose environment carries the mark; a zombie has none any more."""
+    return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid() and _carries(pid, f"{name}={value}")]
+
+
+def _carries(pid: str, mark: str) -> bool:
+    # Each thread is asked: where the first one has ended, it has no memory to read.
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):
+                if mark.encode() in Path(f"/proc/{pid}/task/{thread}/environ").read_bytes().split(b"\0"):
+                    return True
+    return False
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """Reap the first process, which has been killed, or is now."""
+    process.kill()
+    with process:
+        process.wait()

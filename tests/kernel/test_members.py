@@ -1,0 +1,109 @@
+"""Who belongs to a container with namespaces but no PID namespace, and that none of them escapes."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from boxes import KINDS, box, end, go, marked
+from waiting import soon
+
+from kernel_lab.members import Members
+
+pytestmark = pytest.mark.needs("userns", "unshare", "setsid")
+Boxes = Callable[..., "tuple[subprocess.Popen[str], Members]"]
+
+
+@pytest.fixture
+def boxes(request: pytest.FixtureRequest) -> Iterator[Boxes]:
+    """Makes containers of this test's, and ends them after it."""
+    made = []
+
+    def make(tenants: Sequence[str] = ("daemon",), kinds: Sequence[str] = KINDS) -> "tuple[subprocess.Popen[str], Members]":
+        process = box(request.node.name, kinds, tenants)
+        members = Members.of(process.pid, kinds)
+        made.append((process, members))
+        go(process, tenants)
+        return process, members
+
+    yield make
+    for process, members in made:
+        members.kill_all()
+        end(process)
+        members.close()
+    assert soon(lambda: not marked(request.node.name))
+
+
+@pytest.mark.parametrize("tenant", ["daemon", "forker", "hopper", "headless"])
+def test_no_daemon_escapes(tenant: str, boxes: Boxes, request: pytest.FixtureRequest) -> None:
+    process, members = boxes((tenant,))
+    assert len(marked(request.node.name)) >= 1
+    members.kill_all()
+    assert soon(lambda: not marked(request.node.name))
+    assert members.pids() == []
+    assert process.wait() == -9
+
+
+def test_many_at_once_do_not_escape(boxes: Boxes, request: pytest.FixtureRequest) -> None:
+    tenants = ("daemon", "forker", "hopper", "headless", "daemon", "hopper", "forker")
+    _, members = boxes(tenants)
+    members.kill_all()
+    assert soon(lambda: not marked(request.node.name))
+
+
+def test_one_that_left_for_namespaces_inside_is_still_within_the_user_namespace(boxes: Boxes, request: pytest.FixtureRequest) -> None:
+    process, members = boxes(("nested",), ("user", "uts", "ipc"))
+    nested = [pid for pid in marked(request.node.name) if pid != process.pid]
+    assert nested
+    assert set(nested) <= set(members.pids())
+    members.kill_all()
+    assert soon(lambda: not marked(request.node.name))
+
+
+def test_another_container_is_left_alone(boxes: Boxes) -> None:
+    _, first = boxes()
+    _, second = boxes()
+    there = second.pids()
+    first.kill_all()
+    assert first.pids() == []
+    assert second.pids() == there
+    assert len(there) == 3
+
+
+def test_the_namespaces_stay_known_when_all_in_them_have_ended(boxes: Boxes) -> None:
+    """The numbers of a dead namespace are given to the next one, unless somebody holds it."""
+    process, first = boxes()
+    first.kill_all()
+    end(process)
+    others = [boxes()[1] for _ in range(3)]
+    assert first.pids() == []
+    first.kill_all()
+    assert [len(other.pids()) for other in others] == [3, 3, 3]
+
+
+def test_one_that_cannot_be_looked_at_yet_is_waited_for(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an ordinary user's container while its creator has closed the memory that both share."""
+    from kernel_lab import members as module
+
+    process, _ = boxes()
+    refusals = [PermissionError(), PermissionError()]
+
+    class Refused(module.FileIO):  # type: ignore[misc]
+        def __init__(self, *arguments: object) -> None:
+            if refusals:
+                raise refusals.pop()
+            super().__init__(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "FileIO", Refused)
+    again = Members.of(process.pid, KINDS)
+    monkeypatch.undo()
+    assert len(again.pids()) == 3
+    again.close()
+
+
+@pytest.mark.needs("user")
+def test_one_that_can_never_be_looked_at_is_refused_after_the_patience() -> None:
+    begin = time.monotonic()
+    with pytest.raises(PermissionError):
+        Members.of(2, ["uts"], patience=0.05)
+    assert time.monotonic() - begin >= 0.05
