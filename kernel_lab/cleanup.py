@@ -30,7 +30,7 @@ LOG, UNREADABLE = "log", "unreadable record"
 
 def leftovers() -> list[Leftover]:
     """Everything of this user's, of the directories that the state is kept in now."""
-    found = []
+    found: list[Leftover] = []
     for kind, look in FINDERS.items():
         try:
             found += look()
