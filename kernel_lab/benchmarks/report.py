@@ -78,24 +78,36 @@ class Report:
         return table + "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
 
     def plot(self, file: str | Path | None = None) -> Any:
-        """Every time as a dot and the medians as bars, on a logarithmic axis; the matplotlib figure, also written to `file`."""
+        """Every time as a stroke and each median as a dot, on one logarithmic scale; the matplotlib figure, also written to `file`."""
         from matplotlib.figure import Figure
 
         cases = list(dict.fromkeys(case for case, _ in self.times))
-        figure = Figure(figsize=(8, 1 + 0.45 * len(self.times)), layout="constrained")
+        figure = Figure(figsize=(8, 1 + 0.4 * len(self.times)), layout="constrained")
+        first = None
         for number, case in enumerate(cases):
-            self._panel(figure.add_subplot(len(cases), 1, number + 1), case)
+            axes = figure.add_subplot(len(cases), 1, number + 1, sharex=first)
+            first = first or axes
+            self._panel(axes, case)
         if file is not None:
             figure.savefig(file)
         return figure
 
     def _panel(self, axes: Any, case: str) -> None:
-        chosen = {who: times for (at, who), times in self.times.items() if at == case}
-        medians = [statistics.median(times) for times in chosen.values()]
-        axes.barh(list(chosen), medians, color="tab:blue", alpha=0.35)
-        for who, times in chosen.items():
-            axes.plot(times, [who] * len(times), "|", color="tab:blue", alpha=0.6)
-        axes.set(xscale="log", title=case, xlabel="milliseconds from the wish to the end of the command")
+        from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+        rows = [row for row in self.rows if row.case == case and (case, row.who) in self.times]
+        for row in rows:
+            times = self.times[case, row.who]
+            axes.plot(times, [row.who] * len(times), "|", color="tab:blue", alpha=0.5)
+            axes.plot(row.median_ms, row.who, "o", color="tab:red")
+            if row.times_floor is not None:
+                axes.annotate(f"{row.times_floor:.1f} ×", (row.median_ms, row.who), (0, 6), textcoords="offset points", ha="center", fontsize="small")
+        axes.set(xscale="log", title=case, xlabel="milliseconds, from the wish to the end of the command")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.margins(y=0.1)
+        axes.grid(axis="x", alpha=0.3)
         axes.invert_yaxis()
 
 
