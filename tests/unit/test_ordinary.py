@@ -142,8 +142,10 @@ def test_a_project_is_read_in_place_or_else_copied(folder: int, file: int, place
         (project / "tool").chmod(file)
         (project / "link").symlink_to("tool")
         (project / "nowhere").symlink_to("nothing")
+        (project / "data").mkdir(mode=0o755 if place else 0o700)
+        (project / "data" / "words").write_text("and reads\n")
         with ordinary_user(ACCOUNT) as user, readable(project, user) as there:
-            assert asked(user, shlex.quote(str(there / "link"))) == ["it runs"]
+            assert asked(user, f"cd {shlex.quote(str(there))} && ./link && cat data/words") == ["it runs", "and reads"]
             assert (there == project) is place
             assert place or not (there / ".git").exists()
         assert (project / "tool").stat().st_mode & 0o777 == file
