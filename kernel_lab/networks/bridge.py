@@ -20,6 +20,7 @@ from kernel_lab.networks.addresses import Endpoint, link_name
 from kernel_lab.networks.ledger import Entry, Ledger, locked
 from kernel_lab.networks.lifetime import Settings
 from kernel_lab.networks.netlink import ask, index_of
+from kernel_lab.state import Creator
 
 LONGEST_NAME = 15  # IFNAMSIZ in linux/if.h, without the NUL
 _NAME = re.compile(rf"{addresses.PREFIX}[A-Za-z0-9_.-]*")
@@ -165,6 +166,8 @@ def _checked_name(name: str) -> str:
         raise UsageError(f"bridge {name!r}: {len(name)} bytes long; the kernel takes at most {LONGEST_NAME} (IFNAMSIZ in linux/if.h)")
     if addresses.address_in(name):
         raise UsageError(f"bridge {name!r}: klab and eight hexadecimal digits is the name of a container's link")
+    if Creator.in_name(name):
+        raise UsageError(f"bridge {name!r}: it looks like the mark of a process, by which klab cleanup tells what that has left behind")
     return name
 
 

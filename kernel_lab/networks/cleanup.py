@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -56,17 +56,18 @@ def _end_lease(name: str, lease: Entry) -> None:
 def _unrecorded() -> Iterator[Leftover]:
     """Bridges whose records have been deleted. Their alias tells who made them, and where they would be recorded."""
     for _, name in socket.if_nameindex():
-        made = _alias(name) if name.startswith(addresses.PREFIX) else None
-        if made and not made[0].alive() and not os.path.isdir(made[1]):
-            yield Leftover("bridge", name, f"{_dead(made[0])}, and its records are gone", partial(_remove_unrecorded, name))
+        word, _, rest = _alias(name).partition(" ")
+        stamp, _, root = rest.partition(" ")
+        creator = Creator.in_name(stamp) if word == lifetime.ALIAS else None
+        if creator and not creator.alive() and not Ledger(name, root).begun():
+            yield Leftover("bridge", name, f"{_dead(creator)}, and its records are gone", partial(_remove_unrecorded, name))
 
 
-def _alias(name: str) -> tuple[Creator, str] | None:
-    with suppress(OSError):
-        word, stamp, root = (LINKS / name / "ifalias").read_text().strip().split(" ", 2)
-        creator = Creator.in_name(stamp)
-        return (creator, Ledger(name, root).directory) if word == lifetime.ALIAS and creator else None
-    return None
+def _alias(name: str) -> str:
+    try:
+        return (LINKS / name / "ifalias").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _remove_unrecorded(name: str) -> None:

@@ -54,8 +54,7 @@ class Ledger:
     """The records of one network. Whoever changes them holds the lock."""
 
     def __init__(self, network: str, where: str | None = None) -> None:
-        # Two numbers with a hyphen between them are a creator's stamp in names of the kit.
-        self.directory = f"{where or root()}/{network.replace('-', '%')}"
+        self.directory = f"{where or root()}/{network}"
 
     def begin(self, settings: str) -> None:
         """From here on something of this network may be in the kernel."""
@@ -129,6 +128,6 @@ class Ledger:
 def networks() -> list[str]:
     """Every recorded network, whole or half."""
     try:
-        return sorted(entry.name.replace("%", "-") for entry in os.scandir(root()) if entry.is_dir(follow_symlinks=False))
+        return sorted(entry.name for entry in os.scandir(root()) if entry.is_dir(follow_symlinks=False))
     except FileNotFoundError:
         return []

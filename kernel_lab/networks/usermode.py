@@ -17,7 +17,15 @@ from kernel_lab.networks.messages import INSIDE
 TUN = "/dev/net/tun"
 PATIENCE = 20.0
 # The stack ends when it is told to, and also when its creator is killed: then this pipe's other end closes, and `read` returns.
-_TIED = 'exec 3<&0; "$@" 3<&- </dev/null & stack=$!; { read -r end <&3; kill $stack; } & exec 3<&-; wait $stack'
+# When it ends by itself, nobody may be left who would kill its number later.
+_TIED = """
+exec 3<&0
+"$@" 3<&- </dev/null & stack=$!
+{ read -r end <&3; kill -KILL $stack; } & reader=$!
+exec 3<&-
+wait $stack
+kill -KILL $reader 2>/dev/null
+"""
 
 
 def _pasta(pid: int) -> list[str]:
