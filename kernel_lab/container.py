@@ -171,7 +171,8 @@ class Container:
             raise UsageError(f"{self}: it runs already; kill() it first, or make another Container")
         if self.name is not None:
             records.check_name(self.name)
-        self.forget()
+        if self._first:
+            self.kill()
         janitor.watch_leftovers()
         table = self.table(command)
         first: First | None = None

@@ -136,8 +136,8 @@ def process_settings(command: Command) -> Iterator[Row]:
         yield call("setgroups", len(groups), _gids(groups) if groups else None, why="supplementary groups")
         yield call("setresgid", *[command.user.gid] * 3, why="group")
         yield call("setresuid", *[command.user.uid] * 3, why="user")
-    for number in (SIG.PIPE, SIG.XFSZ):
-        yield call("rt_sigaction", number, sigaction(0), None, 8, why="Python ignores it; a new program must not")
+    for number in (SIG.CHLD, SIG.PIPE, SIG.XFSZ):
+        yield call("rt_sigaction", number, sigaction(0), None, 8, why="what the creator ignores, a new program must not")
     yield call("close_range", 3, LAST, CLOSE_RANGE.CLOEXEC, why="the creator's descriptors end at the execve")
 
 

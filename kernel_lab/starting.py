@@ -1,5 +1,6 @@
 """The first process of a container: cloned into its namespaces, placed from outside while it waits, and let go."""
 
+import fcntl
 import os
 import platform
 from collections import deque
@@ -22,6 +23,7 @@ from kernel_lab.process import Process, Streams
 
 KINDS = {CLONE.NEWUTS: "uts", CLONE.NEWNS: "mnt", CLONE.NEWIPC: "ipc", CLONE.NEWUSER: "user", CLONE.NEWNET: "net"}
 
+MFD_EXEC = 0x10  # linux/memfd.h
 STANDS = Command(("stands",))
 
 
@@ -139,6 +141,11 @@ def standing(plan: Plan) -> Iterator[int]:
 @cache
 def reaper_file() -> int:
     """The reaper as a file that has no name, for execveat(2)."""
-    file = os.memfd_create("klab-init", os.MFD_CLOEXEC)
+    try:
+        file = os.memfd_create("klab-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | MFD_EXEC)
+    except OSError:  # before Linux 6.3 every such file could be executed, and the flag is unknown
+        file = os.memfd_create("klab-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(file, reaper.elf(platform.machine()))
+    # Inside it can be reached as /proc/1/exe, and it is every container's: nobody may write to it (the class of CVE-2019-5736).
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
     return file

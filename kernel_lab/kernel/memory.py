@@ -165,6 +165,7 @@ class Image:
         """As before any run, with the handles of `layout.given` set."""
         ctypes.memmove(self.address, self._bytes, len(self._bytes))
         self.given = given
+        self.cgroup = -1
         for cell, value in zip(self._given, given, strict=False):
             cell.value = value
 
@@ -180,7 +181,7 @@ class Image:
         """The child is born in the cgroup v2 whose directory this is (CLONE_INTO_CGROUP, clone(2))."""
         flags, *_, cgroup = (ctypes.c_uint64.from_address(self.clone_args + 8 * word) for word in range(CLONE_WORDS))
         flags.value |= CLONE.INTO_CGROUP
-        cgroup.value = descriptor
+        cgroup.value = self.cgroup = descriptor
 
     @property
     def pidfd(self) -> int:

@@ -36,7 +36,7 @@ class Helper:
         """Starts the child; raises KernelError when the kernel refuses the clone."""
         words = [image.address, image.size, image.file, image.clone_args, image.buffer(PIDFD)]
         command = [sys.executable, "-I", "-S", _PROGRAM, *map(str, words)]
-        keep = [image.file, creator.descriptor(), *(number for number in image.given if number > 2)]
+        keep = [image.file, creator.descriptor(), *(number for number in (*image.given, image.cgroup) if number > 2)]
         # Its own session would be the child's too until the table makes one: signals of a terminal must not reach either half-way.
         helper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=keep)
         try:

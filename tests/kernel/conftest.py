@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from needs import reason
 
-from kernel_lab import UTS, Container, User
+from kernel_lab import PID, UTS, Container, User
 from kernel_lab.kernel.executors import available
 from kernel_lab.kernel.snapshot import at_work, snapshot
 
@@ -49,10 +49,11 @@ def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _start_one() -> None:
-    """A container, since a creator opens a few files with its first one and keeps them: of itself, of /dev/null, to its janitor."""
+    """A container, since a creator opens a few files with its first one and keeps them: of itself, of /dev/null, the reaper, to its janitor."""
     # Where none can be started, the tests that are about it say so.
     with suppress(Exception):
-        Container(*([] if os.geteuid() == 0 else [User()]), UTS("first")).run("true")
+        for part in (UTS("first"), PID(init=True)):
+            Container(*([] if os.geteuid() == 0 else [User()]), part).run("true")
 
 
 @pytest.fixture(scope="session", autouse=True)
