@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,13 +15,12 @@ FLAGS = {"user": "--map-root-user", "uts": "--uts", "ipc": "--ipc"}
 MARK, CREATOR = "KLAB_TEST_BOX", "KLAB_TEST_CREATOR"
 
 _HOPPER = """
-import os, time
+import os
 os.setsid()
 print("hopper", flush=True)
 while True:
     if os.fork():
         os._exit(0)
-    time.sleep(0.0005)
 """
 _HEADLESS = """
 import ctypes, os, threading, time
@@ -90,8 +90,11 @@ def _carries(pid: str, mark: str) -> bool:
     return False
 
 
-def end(process: "subprocess.Popen[str]") -> None:
-    """Reap the first process, which has been killed, or is now."""
+def end(process: "subprocess.Popen[str]", mark: str) -> None:
+    """Reap the first process, which has been killed, or is now; and whatever a failed test has left."""
     process.kill()
     with process:
         process.wait()
+    for pid in marked(mark):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

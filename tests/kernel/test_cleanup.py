@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,22 +39,24 @@ Boxes = Callable[[], "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def boxes(request: pytest.FixtureRequest) -> Iterator[Boxes]:
+def mark(request: pytest.FixtureRequest) -> str:
+    """What is in the environment of everything in this test's boxes, and of nothing in those of another run of the same test."""
+    return f"{request.node.name} {os.getpid()}"
+
+
+@pytest.fixture
+def boxes(mark: str) -> Iterator[Boxes]:
     made = []
 
     def make() -> "subprocess.Popen[str]":
-        made.append(box(request.node.name))
+        made.append(box(mark))
         go(made[-1])
         return made[-1]
 
     yield make
     for process in made:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-        end(process)
-    for pid in marked(request.node.name):
-        os.kill(pid, 9)
-    assert soon(lambda: not marked(request.node.name))
+        end(process, mark)
+    assert soon(lambda: not marked(mark))
 
 
 def recorded(process: "subprocess.Popen[str]", creator: Creator, name: str = "box", **fields: object) -> Record:
@@ -75,36 +76,36 @@ def test_where_nothing_was_made_nothing_is_left(places: Path) -> None:
 
 
 @pytest.mark.needs("userns", "unshare", "setsid")
-def test_a_container_whose_creator_is_dead_is_killed_with_its_daemons(boxes: Boxes, dead: Creator, request: pytest.FixtureRequest) -> None:
+def test_a_container_whose_creator_is_dead_is_killed_with_its_daemons(boxes: Boxes, dead: Creator, mark: str) -> None:
     process = boxes()
     record = recorded(process, dead)
-    assert len(marked(request.node.name)) == 3
+    assert len(marked(mark)) == 3
     assert kinds() == [("process", f"{process.pid} (box)"), ("record", "box")]
     assert all(str(dead.pid) in leftover.why for leftover in cleanup.leftovers())
     cleanup.remove(cleanup.leftovers())
-    assert soon(lambda: not marked(request.node.name))
+    assert soon(lambda: not marked(mark))
     assert records.all() == [] != [record]
     assert cleanup.leftovers() == []
 
 
 @pytest.mark.needs("userns", "unshare", "setsid")
-def test_a_container_whose_creator_lives_is_left_alone(boxes: Boxes, request: pytest.FixtureRequest) -> None:
+def test_a_container_whose_creator_lives_is_left_alone(boxes: Boxes, mark: str) -> None:
     record = recorded(boxes(), Creator.this())
     assert cleanup.leftovers() == []
     cleanup.of_dead_creators()
     assert records.all() == [record]
-    assert len(marked(request.node.name)) == 3
+    assert len(marked(mark)) == 3
 
 
 @pytest.mark.needs("userns", "unshare", "setsid")
-def test_a_number_that_has_been_given_again_is_not_killed(boxes: Boxes, dead: Creator, request: pytest.FixtureRequest) -> None:
+def test_a_number_that_has_been_given_again_is_not_killed(boxes: Boxes, dead: Creator, mark: str) -> None:
     """The record's process started at another time: this one only has its number."""
     process = boxes()
     started = procfs.process(process.pid).started - 1
     records.save(Record(records.new_id(), "box", process.pid, started, dead, ("sleep",), 0.0, namespaces=KINDS))
     assert kinds() == [("record", "box")]
     cleanup.remove(cleanup.leftovers())
-    assert len(marked(request.node.name)) == 3
+    assert len(marked(mark)) == 3
 
 
 def test_a_dry_run_changes_nothing(places: Path, dead: Creator) -> None:

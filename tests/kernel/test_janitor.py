@@ -107,7 +107,7 @@ def creators(request: pytest.FixtureRequest) -> Iterator[Callable[[], Creator]]:
     made = []
 
     def make() -> Creator:
-        made.append(Creator(f"{request.node.name}-{len(made)}"))
+        made.append(Creator(f"{request.node.name} {os.getpid()} {len(made)}"))
         return made[-1]
 
     yield make

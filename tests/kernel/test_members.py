@@ -1,5 +1,6 @@
 """Who belongs to a container with namespaces but no PID namespace, and that none of them escapes."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,18 @@ Boxes = Callable[..., "tuple[subprocess.Popen[str], Members]"]
 
 
 @pytest.fixture
-def boxes(request: pytest.FixtureRequest) -> Iterator[Boxes]:
+def mark(request: pytest.FixtureRequest) -> str:
+    """What is in the environment of everything in this test's boxes, and of nothing in those of another run of the same test."""
+    return f"{request.node.name} {os.getpid()}"
+
+
+@pytest.fixture
+def boxes(mark: str) -> Iterator[Boxes]:
     """Makes containers of this test's, and ends them after it."""
     made = []
 
     def make(tenants: Sequence[str] = ("daemon",), kinds: Sequence[str] = KINDS) -> "tuple[subprocess.Popen[str], Members]":
-        process = box(request.node.name, kinds, tenants)
+        process = box(mark, kinds, tenants)
         members = Members.of(process.pid, kinds)
         made.append((process, members))
         go(process, tenants)
@@ -28,36 +35,35 @@ def boxes(request: pytest.FixtureRequest) -> Iterator[Boxes]:
 
     yield make
     for process, members in made:
-        members.kill_all()
-        end(process)
+        end(process, mark)
         members.close()
-    assert soon(lambda: not marked(request.node.name))
+    assert soon(lambda: not marked(mark))
 
 
 @pytest.mark.parametrize("tenant", ["daemon", "forker", "hopper", "headless"])
-def test_no_daemon_escapes(tenant: str, boxes: Boxes, request: pytest.FixtureRequest) -> None:
+def test_no_daemon_escapes(tenant: str, boxes: Boxes, mark: str) -> None:
     process, members = boxes((tenant,))
-    assert len(marked(request.node.name)) >= 1
+    assert len(marked(mark)) >= 1
     members.kill_all()
-    assert soon(lambda: not marked(request.node.name))
+    assert soon(lambda: not marked(mark))
     assert members.pids() == []
     assert process.wait() == -9
 
 
-def test_many_at_once_do_not_escape(boxes: Boxes, request: pytest.FixtureRequest) -> None:
+def test_many_at_once_do_not_escape(boxes: Boxes, mark: str) -> None:
     tenants = ("daemon", "forker", "hopper", "headless", "daemon", "hopper", "forker")
     _, members = boxes(tenants)
     members.kill_all()
-    assert soon(lambda: not marked(request.node.name))
+    assert soon(lambda: not marked(mark))
 
 
-def test_one_that_left_for_namespaces_inside_is_still_within_the_user_namespace(boxes: Boxes, request: pytest.FixtureRequest) -> None:
+def test_one_that_left_for_namespaces_inside_is_still_within_the_user_namespace(boxes: Boxes, mark: str) -> None:
     process, members = boxes(("nested",), ("user", "uts", "ipc"))
-    nested = [pid for pid in marked(request.node.name) if pid != process.pid]
+    nested = [pid for pid in marked(mark) if pid != process.pid]
     assert nested
     assert set(nested) <= set(members.pids())
     members.kill_all()
-    assert soon(lambda: not marked(request.node.name))
+    assert soon(lambda: not marked(mark))
 
 
 def test_another_container_is_left_alone(boxes: Boxes) -> None:
@@ -74,7 +80,7 @@ def test_the_namespaces_stay_known_when_all_in_them_have_ended(boxes: Boxes) -> 
     """The numbers of a dead namespace are given to the next one, unless somebody holds it."""
     process, first = boxes()
     first.kill_all()
-    end(process)
+    end(process, "")
     others = [boxes()[1] for _ in range(3)]
     assert first.pids() == []
     first.kill_all()

@@ -33,7 +33,8 @@ def session(request: pytest.FixtureRequest) -> Iterator["subprocess.Popen[str]"]
     yield process
     with suppress(ProcessLookupError):
         os.killpg(process.pid, 9)
-    end(process)
+    with process:
+        process.wait()
 
 
 def test_the_session_of_the_first_process_is_found(session: "subprocess.Popen[str]") -> None:
@@ -67,18 +68,19 @@ def test_a_zombie_is_no_member(session: "subprocess.Popen[str]") -> None:
 
 
 def test_one_whose_first_thread_has_ended_is_a_member() -> None:
-    process = box("headless-in-session", (), ("headless",))
+    mark = f"headless {os.getpid()}"
+    process = box(mark, (), ("headless",))
     try:
         go(process, ("headless",))
-        [headless] = [pid for pid in marked("headless-in-session") if pid != process.pid]
+        [headless] = [pid for pid in marked(mark) if pid != process.pid]
         # It has left the first process's session for its own.
         members = Members.of(headless, [])
         assert soon(lambda: procfs.process(headless).state == "Z")
         assert members.pids() == [headless]
         members.kill_all()
-        assert soon(lambda: headless not in marked("headless-in-session"))
+        assert soon(lambda: headless not in marked(mark))
     finally:
-        end(process)
+        end(process, mark)
 
 
 def test_what_is_closed_has_no_members(session: "subprocess.Popen[str]") -> None:
