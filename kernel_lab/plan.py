@@ -23,6 +23,7 @@ GO = Buffer("go", 8)  # the creator sets it, and wakes the child
 COMMAND_PID = Buffer("command_pid", 8)
 COMMAND_DONE = Buffer("command_done", 8, fill=b"\1")
 LAST = 2**32 - 1
+MOST_ROWS = 10_000
 
 
 class Plan:
@@ -104,9 +105,11 @@ def _rows(part: Part, plan: Plan) -> Iterator[Row]:
     rows = part.rows(plan)
     if not isinstance(rows, Iterable):
         raise UsageError(f"{type(part).__name__}.rows gave {rows!r}: it gives rows, made by call(name, arguments…)")
-    for row in rows:
+    for number, row in enumerate(rows):
         if not isinstance(row, Row):
             raise UsageError(f"{type(part).__name__}.rows gave {row!r}: a row is made by call(name, arguments…)")
+        if number == MOST_ROWS:
+            raise UsageError(f"{type(part).__name__}.rows does not end: more than {MOST_ROWS} rows")
         yield row
 
 
