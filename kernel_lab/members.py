@@ -55,7 +55,7 @@ class Members:
         """The members alive now, as far as one look can tell."""
         return self._look(lambda pid: None)
 
-    def kill_all(self, patience: float = 10.0) -> None:
+    def kill_all(self, patience: float = 30.0) -> None:
         """Kill every member. Call it before the first process is reaped: only until then is its number, and so that of the session, nobody else's."""
         end = time.monotonic() + patience
         pause = 0.001

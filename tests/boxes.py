@@ -1,6 +1,7 @@
 """Containers without a PID namespace, for the tests of what kills them: made by `unshare`, and with everything in them that makes killing hard."""
 
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -14,11 +15,13 @@ KINDS = ("uts", "ipc") if os.geteuid() == 0 else ("user", "uts", "ipc")
 FLAGS = {"user": "--map-root-user", "uts": "--uts", "ipc": "--ipc"}
 MARK, CREATOR = "KLAB_TEST_BOX", "KLAB_TEST_CREATOR"
 
+# Whatever goes wrong, it ends by itself: nothing else is sure to catch it.
 _HOPPER = """
-import os
+import os, time
 os.setsid()
 print("hopper", flush=True)
-while True:
+end = time.monotonic() + 60
+while time.monotonic() < end:
     if os.fork():
         os._exit(0)
 """
@@ -43,8 +46,31 @@ TENANTS = {
 }
 
 
-def box(mark: str, kinds: Sequence[str] = KINDS, tenants: Sequence[str] = ("daemon",)) -> "subprocess.Popen[str]":
-    """The first process of a container, which waits for `go` as one does whose creator has still something to do."""
+class Life:
+    """A pipe whose one end everything in a box inherits. No list of processes could tell as surely when all of them have ended."""
+
+    def __init__(self) -> None:
+        self.end, self.theirs = os.pipe()
+
+    def all_ended(self) -> bool:
+        """Whether nobody has it any more; this process gives up its own copy."""
+        self._close_theirs()
+        poll = select.poll()
+        poll.register(self.end, 0)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        self._close_theirs()
+        os.close(self.end)
+
+    def _close_theirs(self) -> None:
+        if self.theirs >= 0:
+            os.close(self.theirs)
+            self.theirs = -1
+
+
+def box(mark: str, life: int, kinds: Sequence[str] = KINDS, tenants: Sequence[str] = ("daemon",)) -> "subprocess.Popen[str]":
+    """The first process of a container, which waits for `go` as one does whose creator has still something to do. `life`: the pipe's other end."""
     script = f"echo waits; read go; {' '.join(TENANTS[tenant] for tenant in tenants)} exec sleep 1000"
     process = subprocess.Popen(
         ["unshare", *(FLAGS[kind] for kind in kinds), "sh", "-c", script] if kinds else ["sh", "-c", script],
@@ -52,6 +78,7 @@ def box(mark: str, kinds: Sequence[str] = KINDS, tenants: Sequence[str] = ("daem
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        pass_fds=[life],
         env={name: value for name, value in os.environ.items() if name != CREATOR} | {MARK: mark},
     )
     _hear(process, ["waits"])

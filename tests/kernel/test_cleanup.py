@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from boxes import KINDS, box, end, go, marked
+from boxes import KINDS, Life, box, end, go, marked
 from waiting import soon
 
 from kernel_lab import cleanup, records, state
@@ -45,18 +45,25 @@ def mark(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def boxes(mark: str) -> Iterator[Boxes]:
+def life() -> Iterator[Life]:
+    pipe = Life()
+    yield pipe
+    pipe.close()
+
+
+@pytest.fixture
+def boxes(mark: str, life: Life) -> Iterator[Boxes]:
     made = []
 
     def make() -> "subprocess.Popen[str]":
-        made.append(box(mark))
+        made.append(box(mark, life.theirs))
         go(made[-1])
         return made[-1]
 
     yield make
     for process in made:
         end(process, mark)
-    assert soon(lambda: not marked(mark))
+    assert soon(life.all_ended)
 
 
 def recorded(process: "subprocess.Popen[str]", creator: Creator, name: str = "box", **fields: object) -> Record:
@@ -76,14 +83,14 @@ def test_where_nothing_was_made_nothing_is_left(places: Path) -> None:
 
 
 @pytest.mark.needs("userns", "unshare", "setsid")
-def test_a_container_whose_creator_is_dead_is_killed_with_its_daemons(boxes: Boxes, dead: Creator, mark: str) -> None:
+def test_a_container_whose_creator_is_dead_is_killed_with_its_daemons(boxes: Boxes, dead: Creator, mark: str, life: Life) -> None:
     process = boxes()
     record = recorded(process, dead)
     assert len(marked(mark)) == 3
     assert kinds() == [("process", f"{process.pid} (box)"), ("record", "box")]
     assert all(str(dead.pid) in leftover.why for leftover in cleanup.leftovers())
     cleanup.remove(cleanup.leftovers())
-    assert soon(lambda: not marked(mark))
+    assert soon(life.all_ended)
     assert records.all() == [] != [record]
     assert cleanup.leftovers() == []
 

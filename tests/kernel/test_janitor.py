@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from boxes import CREATOR, marked
+from boxes import CREATOR, Life, marked
 from waiting import soon
 
 from kernel_lab import janitor
@@ -22,9 +22,9 @@ SCRIPT = """
 import os, signal, sys, threading
 from boxes import KINDS, box, go
 from kernel_lab import janitor
-boxes, guards, mark = [], [], sys.argv[1]
+boxes, guards, mark, life = [], [], sys.argv[1], int(sys.argv[2])
 def guard(tenants):
-    made = box(mark, KINDS, tenants)
+    made = box(mark, life, KINDS, tenants)
     boxes.append(made)
     guards.append(janitor.guard(made.pid, KINDS))
     go(made, tenants)
@@ -36,9 +36,10 @@ def fork():
     if not os.fork():
         guards[0].release()
         os.close(0)
+        os.close(life)
         threading.Event().wait()
 def interrupted():
-    waiting = box(mark, KINDS)
+    waiting = box(mark, life, KINDS)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
@@ -64,10 +65,11 @@ class Creator:
     """A process that makes containers, as a notebook does, and that one can kill."""
 
     def __init__(self, mark: str) -> None:
-        self.mark = mark
+        self.mark, self.life = mark, Life()
         path = os.pathsep.join(path for path in sys.path if path)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, mark],
+            [sys.executable, "-c", SCRIPT, mark, str(self.life.theirs)],
+            pass_fds=[self.life.theirs],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -116,16 +118,17 @@ def creators(request: pytest.FixtureRequest) -> Iterator[Callable[[], Creator]]:
         assert creator.process.stdin and creator.process.stdout
         creator.process.stdin.close()
         creator.process.stdout.close()
-        # What a failed test has left.
-        soon(lambda creator=creator: not creator.boxed(), 1.0)
         for pid in (*creator.boxed(), *marked(creator.mark, CREATOR)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        # A hopper that a failed test has let go is in no list, and ends by itself.
+        assert soon(creator.life.all_ended, 80)
+        creator.life.close()
 
 
 def gone(creator: Creator) -> bool:
     """Whether nothing is left: none of the containers' processes, and no janitor."""
-    return soon(lambda: not creator.boxed() and not marked(creator.mark, CREATOR))
+    return soon(creator.life.all_ended) and soon(lambda: not marked(creator.mark, CREATOR))
 
 
 def complaints(run_directory: Path) -> str:

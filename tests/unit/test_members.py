@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from boxes import box, end, go, marked
+from boxes import Life, box, end, go, marked
 from waiting import soon
 
 from kernel_lab.kernel import procfs
@@ -68,8 +68,8 @@ def test_a_zombie_is_no_member(session: "subprocess.Popen[str]") -> None:
 
 
 def test_one_whose_first_thread_has_ended_is_a_member() -> None:
-    mark = f"headless {os.getpid()}"
-    process = box(mark, (), ("headless",))
+    mark, life = f"headless {os.getpid()}", Life()
+    process = box(mark, life.theirs, (), ("headless",))
     try:
         go(process, ("headless",))
         [headless] = [pid for pid in marked(mark) if pid != process.pid]
@@ -81,6 +81,8 @@ def test_one_whose_first_thread_has_ended_is_a_member() -> None:
         assert soon(lambda: headless not in marked(mark))
     finally:
         end(process, mark)
+        assert soon(life.all_ended)
+        life.close()
 
 
 def test_what_is_closed_has_no_members(session: "subprocess.Popen[str]") -> None:
