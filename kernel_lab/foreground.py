@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.process import Process, Streams, nothing
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -52,34 +51,49 @@ def _on_terminal(start: Start) -> int:
 
 def _to_the_end(start: Start, streams: Streams, until: Callable[[Process], object]) -> int:
     process: Process | None = None
-    try:
-        with Deferred():
+    with _PassedOn() as passed_on:
+        try:
             process = start(streams)
-        process.settle()
-        with _signals_to(process):
+            passed_on.to(process)
+            process.settle()
             until(process)
             code = process.wait()
-        process.check()
-        return code
-    finally:
-        if process:
-            process.take_back()
+            process.check()
+            return code
+        finally:
+            if process:
+                process.take_back()
 
 
-@contextmanager
-def _signals_to(process: Process) -> Iterator[None]:
-    """What this process is told by a signal, the other one is told instead: its session is its own, so the terminal does not tell it."""
+class _PassedOn:
+    """What this process is told by a signal, the other one is told instead: its session is its own, so the terminal does not tell it.
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        with suppress(ProcessLookupError):
-            process.signal(number)
+    What comes before there is another one is kept for it.
+    """
 
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> "_PassedOn":
+        self._process: Process | None = None
+        self._early: list[int] = []
+        wanted = [number for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._pass_on) for number in wanted}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def to(self, process: Process) -> None:
+        """From now on they go there."""
+        self._process = process
+        for number in self._early:
+            self._pass_on(number, None)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if self._process is None:
+            self._early.append(number)
+            return
+        with suppress(ProcessLookupError):
+            self._process.signal(number)
 
 
 def _converse(process: Process, terminal: int) -> None:

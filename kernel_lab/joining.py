@@ -55,7 +55,6 @@ def program(command: Command, flags: CLONE, root: bool = True) -> Program:
 
 def _rows(command: Command, flags: CLONE, root: bool) -> Iterator[Row]:
     yield from dies_with_creator()
-    yield from standard_streams(command.terminal)
     if flags:
         yield call("setns", TARGET, flags, why="into the container's namespaces, all at once")
     if flags & CLONE.NEWUSER and root:
@@ -65,6 +64,8 @@ def _rows(command: Command, flags: CLONE, root: bool) -> Iterator[Row]:
         # setns(2): a process never changes its own PID namespace; its children are born into the new one.
         sibling = clone_args(CLONE.PARENT, COMMAND_DONE, 0, pid=COMMAND_PID)
         yield call("clone3", sibling, 88, into=COMMAND, positive="leave", why="born inside, and the creator's own child (CLONE_PARENT)")
+    # Only now: a session ends with the process that made it, and the one that stays outside ends at once.
+    yield from standard_streams(command.terminal)
     yield from process_settings(command)
     yield from dies_with_creator()
     yield from execute(command)

@@ -27,10 +27,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(klab.main(argv, prog_name="klab", standalone_mode=False) or 0)
     except CommandError as error:
         code, text = error.code, str(error)
+    except click.exceptions.Abort:  # click's word for an interrupt
+        code, text = 130, "interrupted"
     except (UsageError, KernelError, OSError, RuntimeError) as error:
         code, text = FAILED, str(error)
-    except click.exceptions.Abort:
-        code, text = 130, "interrupted"
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

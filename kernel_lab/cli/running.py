@@ -42,7 +42,7 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 CONTAINER = _options(
-    click.option("--hostname", "-h", help="Its host name; without it, its name."),
+    click.option("--hostname", "-h", help="Its host name; without it, its name, or klab."),
     click.option("--network", default="none", help="none (loopback alone), host, bridge, a bridge's name, or user (pasta, slirp4netns)."),
     click.option("--ip", help="Its address on the bridge."),
     click.option("--volume", "-v", multiple=True, help="SOURCE:TARGET[:ro]"),
@@ -115,7 +115,7 @@ def _container(root: str, name: str | None, settings: dict[str, Any]) -> Contain
         binds=[Bind.parse(text) for text in settings["volume"]],
         tmpfs=settings["tmpfs"],
     )
-    parts: list[Part] = [UTS(settings["hostname"] or name), mount, IPC(), PID(init=settings["init"])]
+    parts: list[Part] = [UTS(settings["hostname"] or name or "klab"), mount, IPC(), PID(init=settings["init"])]
     parts += _network(settings["network"], settings["ip"])
     userns = settings["userns"] or ("self" if os.geteuid() else "host")
     if userns != "host":
