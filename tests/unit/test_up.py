@@ -39,7 +39,7 @@ def started(home: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
 
 def status(address: str) -> int:
     try:
-        with urllib.request.urlopen(address, timeout=60) as answer:
+        with urllib.request.urlopen(address, timeout=240) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -54,14 +54,14 @@ def test_the_printed_address_is_open_with_its_token_alone(tmp_path: Path) -> Non
         assert status(f"{place}api/contents/labs?token={token}") == 200
         assert status(f"{place}api/contents/labs") == 403
         server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 0
+        assert server.wait(240) == 0
 
 
 def test_a_port_that_is_asked_for_and_taken_is_an_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with started(tmp_path, "--port", str(port)) as server:
-            said, _ = server.communicate(timeout=60)
+            said, _ = server.communicate(timeout=240)
             assert server.returncode == 1
             assert f"port {port} is not available" in said
 
