@@ -12,8 +12,8 @@ THREADS = 12
 @contextmanager
 def burden(megabytes: int = MEGABYTES, threads: int = THREADS) -> Iterator[None]:
     """This process with that much memory more, every page of it in use, and with at least so many threads."""
-    memory = bytearray(megabytes << 20)
-    memory[:: mmap.PAGESIZE] = b"\1" * len(memory[:: mmap.PAGESIZE])
+    memory = mmap.mmap(-1, megabytes << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[:: mmap.PAGESIZE] = b"\1" * (len(memory) // mmap.PAGESIZE)
     end = threading.Event()
     others = [threading.Thread(target=end.wait, daemon=True) for _ in range(threads - threading.active_count())]
     for other in others:
@@ -24,3 +24,4 @@ def burden(megabytes: int = MEGABYTES, threads: int = THREADS) -> Iterator[None]
         end.set()
         for other in others:
             other.join()
+        memory.close()

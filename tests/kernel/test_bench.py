@@ -135,8 +135,10 @@ def test_the_floor_mounts_its_root_and_proc_and_nothing_else() -> None:
 
 def test_the_floors_command_has_no_descriptor_but_three_and_no_input() -> None:
     # The fourth is the directory that ls itself reads.
-    with ground(False, ("/bin/sh", "-c", "cat; cd /proc/self/fd; exec ls")) as place, floor.Server().ready(place) as run:
-        assert said(run()) == ["0", "1", "2", "3"]
+    with ground(False, ("/bin/sh", "-c", "cat; cd /proc/self/fd; exec ls")) as place, Path("/dev/zero").open() as kept:
+        words = [floor.compiled(), *floor.arguments(place)]
+        done = subprocess.run(words, stdin=kept, capture_output=True, text=True, pass_fds=(kept.fileno(),))
+    assert done.stdout.split() == ["0", "1", "2", "3"], done.stderr
 
 
 def test_the_floor_answers_as_the_command_does() -> None:
@@ -189,7 +191,7 @@ def test_without_a_compiler_the_floor_is_absent(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_compiler_that_fails_is_named_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program(tmp_path / "bin/cc", "echo broken >&2; exit 1")
+    program(tmp_path / "bin/cc", 'echo half > "$3"; echo broken >&2; exit 1')
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
