@@ -72,7 +72,7 @@ def _do(script: str, *, without_janitor: bool = False) -> subprocess.Popen[str]:
     lines = [
         "import os, signal, sys",
         "from kernel_lab import janitor",
-        "from kernel_lab.networks import ledger, lifetime, messages, nat",
+        "from kernel_lab.networks import addresses, ledger, lifetime, messages, nat",
         "from kernel_lab.networks.bridge import Bridge",
         *(["janitor.watch_leftovers = lambda: None"] if without_janitor else []),
         f"NAME = {NAME!r}",
@@ -250,8 +250,15 @@ def test_the_last_process_takes_it_down_whichever_that_is() -> None:
             pass
         assert index_of(NAME) and _table()
         with Bridge(NAME):
-            _ends(other)  # it has not closed its bridge: the end of the process does
+            _ends(other)
             assert index_of(NAME) and _table()
+    assert _gone()
+
+
+def test_the_end_of_a_process_closes_what_it_has_open() -> None:
+    with _another("Bridge(NAME).open()", without_janitor=True) as other:
+        assert index_of(NAME)
+        _ends(other)
     assert _gone()
 
 
@@ -333,7 +340,7 @@ CRASHES = {
     "a link with an address": "nat.make",
     "all but the last word": "ledger.Ledger.complete",
     "all, on the way down": "nat.remove",
-    "no rules any more": "messages.remove",
+    "no rules any more": "addresses.links_in",
     "a record alone": "ledger.Ledger.erase",
 }
 
