@@ -1,7 +1,7 @@
 """What can be said about networks without making one: names, subnets, addresses, records, and the messages for the kernel."""
 
-import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 from ipaddress import IPv4Interface, IPv4Network
@@ -212,22 +212,30 @@ def test_a_bridge_in_use_is_not_made_anew_with_other_settings() -> None:
     assert str(Bridge(NAME, "10.78.0.0/24", nat=False).subnet) == "10.78.0.0/24"
 
 
-def _count(path: Path, rounds: int) -> None:
-    for _ in range(rounds):
-        with ledger.locked():
-            number = int(path.read_text())
-            path.write_text(str(number + 1))
+_COUNTING = """
+import sys
+from kernel_lab.networks import ledger
+for _ in range(50):
+    with ledger.locked():
+        with open(sys.argv[1]) as file:
+            number = int(file.read())
+        with open(sys.argv[1], "w") as file:
+            file.write(str(number + 1))
+"""
 
 
-def test_the_lock_keeps_threads_and_processes_apart(tmp_path: Path) -> None:
+def test_the_lock_keeps_threads_and_processes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "number"
     path.write_text("0")
-    workers = [threading.Thread(target=_count, args=(path, 50)) for _ in range(4)]
-    workers += [multiprocessing.get_context("spawn").Process(target=_count, args=(path, 50)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    processes = [subprocess.Popen([sys.executable, "-c", _COUNTING, str(path)], env=env) for _ in range(2)]
+    monkeypatch.setattr(sys, "argv", ["", str(path)])
+    threads = [threading.Thread(target=exec, args=(_COUNTING, {})) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [process.wait() for process in processes] == [0, 0]
     assert path.read_text() == "300"
 
 
