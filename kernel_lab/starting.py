@@ -43,18 +43,21 @@ class Table:
         user = plan.part(User)
         self.changes_ids = self.command.user is not None or (user is not None and (user.waits or os.geteuid() != 0))
         self._layout = Layout(self.program, plan.flags, GIVEN)
-        self._free: dict[bool, deque[Image]] = {False: deque(), True: deque()}
+        self._free: deque[Image] = deque()
 
     def take(self, shared: bool) -> Image:
         """An image that nobody uses."""
         try:
-            return self._free[shared].popleft()
+            return Image(self._layout, shared) if shared else self._free.popleft()
         except IndexError:
-            return Image(self._layout, shared)
+            return Image(self._layout)
 
     def give_back(self, image: Image) -> None:
-        """For the next run."""
-        self._free[image.file >= 0].append(image)
+        """For the next run; a shared one holds a descriptor, and goes."""
+        if image.shared:
+            image.close()
+        else:
+            self._free.append(image)
 
 
 class First(Process):

@@ -146,6 +146,7 @@ class Image:
 
     def __init__(self, layout: Layout, shared: bool = False) -> None:
         self.layout = layout
+        self.shared = shared
         self.size = -(-len(layout.data) // mmap.PAGESIZE) * mmap.PAGESIZE
         self.file = os.memfd_create("kernel-lab", os.MFD_CLOEXEC) if shared else -1
         if shared:
