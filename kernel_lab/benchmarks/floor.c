@@ -126,13 +126,13 @@ static int child(void *job)
     need(dup2(c->out[1], 1), "stdout");
     need(dup2(c->err[1], 2), "stderr");
     become_root(w);
+    need(sethostname(w->hostname, strlen(w->hostname)), "sethostname");
+    enter_root(w->root);
     if (w->bridge) {
         close(c->go[1]); /* so that the read ends when the creator does */
         if (read(c->go[0], &go, 1) != 1)
             _exit(125);
     }
-    need(sethostname(w->hostname, strlen(w->hostname)), "sethostname");
-    enter_root(w->root);
     network(w);
     leave_creator();
     execve(w->command[0], w->command, (char *[]){"PATH=/usr/bin:/bin:/usr/sbin:/sbin", NULL});

@@ -59,7 +59,10 @@ def _ask(server: "subprocess.Popen[bytes]") -> Start:
     assert server.stdin and server.stdout
     server.stdin.write(b"\n")
     server.stdin.flush()
-    nanoseconds, status, out, err = map(int, server.stdout.readline().split())
+    answer = server.stdout.readline()
+    if not answer:
+        raise ChildProcessError("the server of the floor has ended")
+    nanoseconds, status, out, err = map(int, answer.split())
     stdout, stderr = server.stdout.read(out), server.stdout.read(err)
     return Start(nanoseconds / 1e9, status, os.fsdecode(stdout), os.fsdecode(stderr))
 
