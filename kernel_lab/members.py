@@ -53,7 +53,7 @@ class Members:
 
     def pids(self) -> list[int]:
         """The members alive now, as far as one look can tell."""
-        return self._look(lambda pid: None)
+        return self.each(lambda pid: None)
 
     def kill_all(self, patience: float = 30.0) -> None:
         """Kill every member. Call it before the first process is reaped: only until then is its number, and so that of the session, nobody else's."""
@@ -62,7 +62,7 @@ class Members:
         quiet = 0
         # A member in the middle of a fork when it is killed may still get a child that stands in no list yet: so twice nothing.
         while quiet < 2:
-            left = self._look(self._kill)
+            left = self.each(self._kill)
             quiet = 0 if left else quiet + 1
             if left:
                 if time.monotonic() > end:
@@ -79,7 +79,7 @@ class Members:
         # Not 0: that is the session of the kernel's threads, and of every process whose session began outside our PID namespace.
         self.session = -1
 
-    def _look(self, act: Callable[[int], None]) -> list[int]:
+    def each(self, act: Callable[[int], None]) -> list[int]:
         """Act on every member alive, and return their numbers.
 
         A list of processes is old when it is read: one that forks and ends, over and over, is always a number ahead of it. So what has been given out

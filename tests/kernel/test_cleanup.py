@@ -86,7 +86,7 @@ def test_where_nothing_was_made_nothing_is_left(places: Path) -> None:
 def test_a_container_whose_creator_is_dead_is_killed_with_its_daemons(boxes: Boxes, dead: Creator, mark: str, life: Life) -> None:
     process = boxes()
     record = recorded(process, dead)
-    assert len(marked(mark)) == 3
+    assert soon(lambda: len(marked(mark)) == 3)
     assert kinds() == [("process", f"{process.pid} (box)"), ("record", "box")]
     assert all(str(dead.pid) in leftover.why for leftover in cleanup.leftovers())
     cleanup.remove(cleanup.leftovers())
@@ -101,7 +101,7 @@ def test_a_container_whose_creator_lives_is_left_alone(boxes: Boxes, mark: str) 
     assert cleanup.leftovers() == []
     cleanup.of_dead_creators()
     assert records.all() == [record]
-    assert len(marked(mark)) == 3
+    assert soon(lambda: len(marked(mark)) == 3)
 
 
 @pytest.mark.needs("userns", "unshare", "setsid")
@@ -112,7 +112,7 @@ def test_a_number_that_has_been_given_again_is_not_killed(boxes: Boxes, dead: Cr
     records.save(Record(records.new_id(), "box", process.pid, started, dead, ("sleep",), 0.0, namespaces=KINDS))
     assert kinds() == [("record", "box")]
     cleanup.remove(cleanup.leftovers())
-    assert len(marked(mark)) == 3
+    assert soon(lambda: len(marked(mark)) == 3)
 
 
 def test_a_dry_run_changes_nothing(places: Path, dead: Creator) -> None:

@@ -59,6 +59,34 @@ def test_the_caller_is_spared_in_its_own_session() -> None:
     assert told.stdout == "[]\n"
 
 
+FORKER = """
+import os, signal, sys
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        signal.pause()
+    print(child, flush=True)
+"""
+
+
+def test_one_that_is_made_during_the_look_is_seen() -> None:
+    forker = subprocess.Popen([sys.executable, "-c", FORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    members = Members.of(forker.pid, [])
+    made: list[int] = []
+
+    def ask(pid: int) -> None:
+        if len(made) < 3:
+            assert forker.stdin and forker.stdout
+            print(file=forker.stdin, flush=True)
+            made.append(int(forker.stdout.readline()))
+
+    with forker:
+        found = members.each(ask)
+        members.kill_all()
+    assert len(made) == 3
+    assert {forker.pid, *made} <= set(found)
+
+
 def test_a_zombie_is_no_member(session: "subprocess.Popen[str]") -> None:
     members = Members.of(session.pid, [])
     session.kill()
