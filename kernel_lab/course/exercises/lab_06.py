@@ -209,7 +209,9 @@ def _reaps(box: Container) -> NotYet | None:
 
 
 def _command(box: Container) -> int:
-    return _ends_with(box, "-c", WAITS)[0].pid
+    for one in _ends_with(box, "-c", WAITS):
+        return one.pid
+    raise ProcessLookupError("the command has ended")
 
 
 def _hands_on(box: Container) -> NotYet | None:
@@ -224,11 +226,6 @@ def _hands_on(box: Container) -> NotYet | None:
 
 def _descendants(pid: int) -> Members:
     return {procfs.status(one).pids[-1]: one for one in (pid, *procfs.children(pid))}
-
-
-def _all_with_two_numbers(pid: int) -> Members:
-    both = [procfs.status(one).pids for one in procfs.processes() if one >= pid - 40]
-    return {numbers[-1]: numbers[0] for numbers in both if len(numbers) == 2}
 
 
 def _on_the_host(pid: int) -> Members:
