@@ -45,7 +45,7 @@ class Bridge:
     @property
     def subnet(self) -> IPv4Network:
         """Of the bridge that is there, else the one that it would be made with."""
-        if self._ledger.whole() and (made := lifetime.settings(self.name)) and self._fits(made):
+        if self._ledger.whole() and (made := lifetime.settings(self._ledger)) and self._fits(made):
             return made.subnet
         return self._asked or routes.first_free(self._known())
 
@@ -67,7 +67,7 @@ class Bridge:
 
     def check(self, address: str | None = None) -> None:
         """Raises UsageError for what can be known to be wrong before anything is made."""
-        made = lifetime.settings(self.name)
+        made = lifetime.settings(self._ledger)
         if not made or not self._fits(made):
             self._check_makeable(made)
         if address is not None:
@@ -80,14 +80,14 @@ class Bridge:
         with Deferred(), locked():
             self._ensure()
             self._ledger.add(Entry(key, ledger.me()))
-            _opened.add((self.name, key))
+            _opened[key] = self._ledger
             self._open.append(key)
         return self
 
     def close(self) -> None:
         """Takes one `open()` back; the bridge goes if nobody else uses it."""
         if self._open:
-            _close(self.name, self._open.pop())
+            _close(self._ledger, self._open.pop())
 
     def __enter__(self) -> Self:
         return self.open()
@@ -103,20 +103,20 @@ class Bridge:
         """
         _watch(os.getpid(), str(ledger.root()))
         with locked():
-            place = self._reserve(pid, address)
+            link, place = self._reserve(pid, address)
         try:
-            ask(messages.veth(link_name(place.address), index_of(self.name), pid, place.address))
+            ask(messages.veth(link_name(place.address), link, pid, place.address))
             yield place
         finally:
             with locked():
-                lifetime.leave(self.name, place.address)
+                lifetime.leave(self._ledger, place.address)
 
     def __repr__(self) -> str:
         subnet = f", subnet={str(self._asked)!r}" if self._asked else ""
         return f"Bridge({self.name!r}{subnet}{f', nat={self.nat}' if self.nat is not None else ''})"
 
-    def _reserve(self, pid: int, address: str | None) -> Endpoint:
-        subnet = self._ensure()
+    def _reserve(self, pid: int, address: str | None) -> tuple[int, Endpoint]:
+        link, subnet = self._ensure()
         if address is None:
             address = addresses.choose(subnet, self._ledger)
         else:
@@ -126,15 +126,16 @@ class Bridge:
             # A predecessor's, whose namespace is still there and goes on answering for the address.
             ask(messages.remove(link_name(address)), tolerate=errno.ENODEV)
         self._ledger.add(Entry(address, ledger.me(), pid))
-        return addresses.endpoint(subnet, address)
+        return link, addresses.endpoint(subnet, address)
 
-    def _ensure(self) -> IPv4Network:
-        """The bridge stands as it is asked for; whoever calls holds the lock."""
-        made = lifetime.settings(self.name)
-        if not made or not self._fits(made) or not lifetime.standing(self.name):
-            self._check_makeable(made)
-            made = lifetime.make(self.name, self._choice)
-        return made.subnet
+    def _ensure(self) -> tuple[int, IPv4Network]:
+        """The bridge stands as it is asked for: the number of its link, and its subnet. Whoever calls holds the lock."""
+        made = lifetime.settings(self._ledger)
+        if made and self._fits(made) and (link := lifetime.standing(self._ledger)):
+            return link, made.subnet
+        self._check_makeable(made)
+        made = lifetime.make(self._ledger, self._choice)
+        return index_of(self.name), made.subnet
 
     def _choice(self) -> Settings:
         known = self._known()
@@ -178,19 +179,19 @@ def _watch(pid: int, records: str) -> None:
 
 
 # What this process keeps up. Not left to the objects' own end: a garbage collection can come while its thread holds the ledger's lock.
-_opened: set[tuple[str, str]] = set()
+_opened: dict[str, Ledger] = {}
 
 
-def _close(name: str, key: str) -> None:
+def _close(record: Ledger, key: str) -> None:
     with Deferred(), locked():
-        _opened.discard((name, key))
-        lifetime.leave(name, key)
+        _opened.pop(key, None)
+        lifetime.leave(record, key)
 
 
 @atexit.register
 def _close_all() -> None:
-    for name, key in list(_opened):
-        entry = Ledger(name).entry(key)
-        # After a fork the child has a copy of the set, and the bridges are still its parent's.
+    for key, record in list(_opened.items()):
+        entry = record.entry(key)
+        # After a fork the child has a copy of the list, and the bridges are still its parent's.
         if entry and entry.creator == ledger.me():
-            _close(name, key)
+            _close(record, key)

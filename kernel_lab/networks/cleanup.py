@@ -25,32 +25,32 @@ def leftovers() -> list[Leftover]:
 
 
 def _bridges() -> Iterator[Leftover]:
-    for name in ledger.networks():
-        if not Ledger(name).in_use():
-            users = [_dead(entry.creator) for entry in Ledger(name).entries()]
-            yield Leftover("bridge", name, users[0] if users else "nobody uses it", partial(_take_down, name))
+    for record in ledger.ledgers():
+        if not record.in_use():
+            users = [_dead(entry.creator) for entry in record.entries()]
+            yield Leftover("bridge", record.name, users[0] if users else "nobody uses it", partial(_take_down, record))
 
 
-def _take_down(name: str) -> None:
+def _take_down(record: Ledger) -> None:
     with locked():
-        if Ledger(name).begun() and not Ledger(name).in_use():
-            lifetime.take_down(name)
+        if record.begun() and not record.in_use():
+            lifetime.take_down(record)
 
 
 def _leases() -> Iterator[Leftover]:
-    for name in ledger.networks():
-        if Ledger(name).in_use():
-            for entry in Ledger(name).entries():
+    for record in ledger.ledgers():
+        if record.in_use():
+            for entry in record.entries():
                 if not entry.alive():
-                    yield Leftover("lease", f"{entry.key} on {name}", _dead(entry.creator), partial(_end_lease, name, entry))
+                    yield Leftover("lease", f"{entry.key} on {record.name}", _dead(entry.creator), partial(_end_lease, record, entry))
 
 
-def _end_lease(name: str, lease: Entry) -> None:
+def _end_lease(record: Ledger, lease: Entry) -> None:
     with locked():
-        if Ledger(name).entry(lease.key) == lease:
+        if record.entry(lease.key) == lease:
             if lease.pid and index_of(link := addresses.link_name(lease.key)):
                 ask(messages.remove(link), tolerate=errno.ENODEV)
-            lifetime.leave(name, lease.key)
+            lifetime.leave(record, lease.key)
 
 
 def _unrecorded() -> Iterator[Leftover]:
@@ -79,7 +79,7 @@ def _remove_unrecorded(name: str) -> None:
 
 
 def _tables(tables: list[str]) -> Iterator[Leftover]:
-    recorded = ledger.networks()
+    recorded = [record.name for record in ledger.ledgers()]
     for name in (table.removeprefix(nat.PREFIX) for table in tables if table != nat.WAS_OFF):
         # A table is made after its bridge and removed before it.
         if not index_of(name) and name not in recorded:

@@ -45,16 +45,18 @@ def root() -> Path:
 
 def locked() -> AbstractContextManager[None]:
     """Alone among all threads and processes that share the records."""
-    if not os.path.isdir(root()):
+    directory = root()
+    if not os.path.isdir(directory):
         state.folder("networks")
-    return state.locked(root() / "lock")
+    return state.locked(directory / "lock")
 
 
 class Ledger:
     """The records of one network. Whoever changes them holds the lock."""
 
-    def __init__(self, network: str, where: str | None = None) -> None:
-        self.directory = f"{where or root()}/{network}"
+    def __init__(self, name: str, where: str | None = None) -> None:
+        self.name = name
+        self.directory = f"{where or root()}/{name}"
 
     def begin(self, settings: str) -> None:
         """From here on something of this network may be in the kernel."""
@@ -125,9 +127,9 @@ class Ledger:
             os.symlink(text, f"{self.directory}/{key}")
 
 
-def networks() -> list[str]:
-    """Every recorded network, whole or half."""
+def ledgers() -> list[Ledger]:
+    """Of every recorded network, whole or half."""
     try:
-        return sorted(entry.name for entry in os.scandir(root()) if entry.is_dir(follow_symlinks=False))
+        return [Ledger(name) for name in sorted(entry.name for entry in os.scandir(root()) if entry.is_dir(follow_symlinks=False))]
     except FileNotFoundError:
         return []

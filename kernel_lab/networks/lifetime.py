@@ -27,9 +27,9 @@ class Settings(NamedTuple):
         return f"{self.subnet} {'with' if self.nat else 'without'} nat"
 
 
-def settings(name: str) -> Settings | None:
+def settings(record: Ledger) -> Settings | None:
     """Of a bridge that is recorded."""
-    text = Ledger(name).settings()
+    text = record.settings()
     return _parsed(text) if text else None
 
 
@@ -39,9 +39,9 @@ def _parsed(text: str) -> Settings:
     return Settings(IPv4Network(subnet), with_or_without == "with")
 
 
-def standing(name: str) -> bool:
-    """Whether the bridge is there, all of it."""
-    return Ledger(name).whole() and index_of(name) > 0
+def standing(record: Ledger) -> int:
+    """The number of the bridge's link, if all of the bridge is there, and otherwise 0."""
+    return index_of(record.name) if record.whole() else 0
 
 
 def alias() -> str:
@@ -49,16 +49,15 @@ def alias() -> str:
     return f"{ALIAS} {ledger.me().stamp} {ledger.root()}"
 
 
-def make(name: str, choose: Callable[[], Settings]) -> Settings:
+def make(record: Ledger, choose: Callable[[], Settings]) -> Settings:
     """The bridge as `choose` says, in the place of what may be left of it. Raises KernelError for what is refused, and then nothing is left."""
     with nat.alone(), ExitStack() as undo:
-        record = Ledger(name)
         if record.begun():
-            _take_down(name)
+            _take_down(record)
         wanted = choose()
         undo.callback(record.erase)
         record.begin(str(wanted))
-        _make(name, wanted, undo)
+        _make(record.name, wanted, undo)
         record.complete()
         addresses.begin(wanted.subnet)
         undo.pop_all()
@@ -75,25 +74,23 @@ def _make(name: str, wanted: Settings, undo: ExitStack) -> None:
         undo.callback(nat.remove, name)
 
 
-def take_down(name: str) -> None:
+def take_down(record: Ledger) -> None:
     """The bridge goes with all that belongs to it, as far as it is there: its table, what is still plugged into it, its records."""
     with nat.alone():
-        _take_down(name)
+        _take_down(record)
 
 
-def _take_down(name: str) -> None:
-    record, made = Ledger(name), settings(name)
+def _take_down(record: Ledger) -> None:
     record.crumble()
-    if made:
+    if made := settings(record):
         if made.nat:
-            nat.remove(name)
-        ask(*map(messages.remove, (*addresses.links_in(made.subnet), name)), tolerate=errno.ENODEV)
+            nat.remove(record.name)
+        ask(*map(messages.remove, (*addresses.links_in(made.subnet), record.name)), tolerate=errno.ENODEV)
     record.erase()
 
 
-def leave(name: str, key: str) -> None:
+def leave(record: Ledger, key: str) -> None:
     """One user less; the last one takes the bridge down."""
-    record = Ledger(name)
     record.drop(key)
     if record.begun() and not record.in_use():
-        take_down(name)
+        take_down(record)

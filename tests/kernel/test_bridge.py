@@ -479,5 +479,5 @@ def test_a_refused_message_names_it_and_the_kernels_own_words() -> None:
 def test_a_name_is_checked_before_anything_is_made() -> None:
     with pytest.raises(UsageError, match="at most 15"):
         Container(Net("klab0123456789ab")).run("true")
-    assert ledger.networks() == []
+    assert ledger.ledgers() == []
     assert "klab0123456789" not in _ip("link")

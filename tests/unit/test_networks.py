@@ -193,7 +193,7 @@ def test_a_record_is_in_use_while_a_user_lives() -> None:
         Bridge(NAME, nat=False).address_of(78)
     with ledger.locked():
         record.erase()
-    assert not record.begun() and ledger.networks() == []
+    assert not record.begun() and ledger.ledgers() == []
 
 
 def test_a_bridge_in_use_is_not_made_anew_with_other_settings() -> None:
