@@ -44,12 +44,18 @@ def own_suite() -> str:
     return _system().get("VERSION_CODENAME") or "stable"
 
 
-def recipe(suite: str) -> Recipe:
-    """How to make `suite` here."""
-    if not shutil.which("mmdebstrap"):
-        raise UsageError("mmdebstrap: not found; install Debian's package mmdebstrap")
+def check_suite(suite: str) -> None:
+    """Refuse what can be no suite's name."""
     if not re.fullmatch(r"[a-z][a-z0-9-]*", suite):
         raise UsageError(f"{suite!r}: a suite is a name such as bookworm or trixie")
+
+
+def recipe(suite: str) -> Recipe:
+    """How to make `suite` here."""
+    needed = {"mmdebstrap": "mmdebstrap"} if os.geteuid() == 0 else {"mmdebstrap": "mmdebstrap", "newuidmap": "uidmap"}
+    for program, package in needed.items():
+        if not shutil.which(program):
+            raise UsageError(f"{program}: not found; install Debian's package {package}")
     keys = f"/usr/share/keyrings/{_system().get('ID', 'debian')}-archive-keyring.gpg"
     return Recipe(suite, tuple(_lines(_sources(), own_suite(), suite, keys)), _settings())
 

@@ -29,13 +29,14 @@ def busybox() -> Path:
     """A root directory of one program that is several hundred commands, from Debian's package busybox-static."""
     program = _static_busybox()
     version = hashlib.sha256(program.read_bytes()).hexdigest()[:12]
-    return _once(f"busybox-{version}", lambda root: _fill(root, program))
+    return once(f"busybox-{version}", lambda root: _fill(root, program))
 
 
 def debian(suite: str | None = None) -> Path:
     """A Debian (or what this machine runs) with apt, made by mmdebstrap in about a minute. `suite`: without it, this machine's own."""
-    suite = suite or bootstrap.own_suite()
-    return _once(f"debian-{suite}", lambda root: bootstrap.make(root, bootstrap.recipe(suite)))
+    suite = bootstrap.own_suite() if suite is None else suite
+    bootstrap.check_suite(suite)
+    return once(f"debian-{suite}", lambda root: bootstrap.make(root, bootstrap.recipe(suite)))
 
 
 def resolve(root: str) -> Path:
@@ -45,12 +46,13 @@ def resolve(root: str) -> Path:
     if root == "debian":
         return debian()
     path = Path("/" if root == "host" else root)
-    if not path.is_dir():
+    # An empty path would be the working directory.
+    if not root or not path.is_dir():
         raise UsageError(f"{root!r}: a root is busybox, debian, host, or a directory, and there is no such directory")
     return path.resolve()
 
 
-def _once(name: str, fill: Callable[[Path], None]) -> Path:
+def once(name: str, fill: Callable[[Path], None]) -> Path:
     """The directory `name` among the root filesystems, filled by one process while the others wait."""
     store = state.data_dir() / "rootfs"
     store.mkdir(exist_ok=True)
