@@ -147,7 +147,9 @@ class Bridge:
         return self._asked in (None, made.subnet) and self.nat in (None, made.nat)
 
     def _check_makeable(self, made: Settings | None) -> None:
-        if made and not self._fits(made) and self._ledger.in_use():
+        if made and self._ledger.in_use():
+            if self._fits(made):
+                raise UsageError(f"{self!r}: {self.name} is in use, and somebody has removed its link: end its containers, and close it")
             raise UsageError(f"{self!r}: {self.name} is in use as {made}: choose another name, or leave subnet and nat out")
         if not self._ledger.begun() and index_of(self.name):
             raise UsageError(f"{self!r}: there is a link {self.name} that {ledger.root()} does not know: choose another name, or klab cleanup")

@@ -109,8 +109,11 @@ def _await_route(pid: int, stack: subprocess.Popen[bytes], said: int, command: l
 
 
 def _has_route(pid: int) -> bool:
-    routes = (line.split() for line in Path(f"/proc/{pid}/net/route").read_text().splitlines())
-    return any(fields[0] == INSIDE and fields[1] == "00000000" for fields in routes)
+    try:
+        lines = Path(f"/proc/{pid}/net/route").read_text().splitlines()
+    except OSError:
+        raise KernelError(errno.ESRCH, f"the network of process {pid}", rule="The container ended while its network was being made.") from None
+    return any(fields[0] == INSIDE and fields[1] == "00000000" for fields in map(str.split, lines))
 
 
 def _end(stack: subprocess.Popen[bytes]) -> None:

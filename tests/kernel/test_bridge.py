@@ -216,7 +216,7 @@ def test_threads_get_addresses_of_their_own() -> None:
     places: list[str] = []
     with Bridge(NAME, nat=False) as bridge, ExitStack() as processes:
         pids = [processes.enter_context(_alone()) for _ in range(16)]
-        together = threading.Barrier(8)
+        together = threading.Barrier(8, timeout=60)
 
         def attach(mine: list[int]) -> None:
             with ExitStack() as attached:
@@ -464,6 +464,16 @@ def test_other_settings_need_a_bridge_that_nobody_uses() -> None:
     with Bridge(NAME, nat=True):
         assert _table()
     assert _gone()
+
+
+def test_a_bridge_in_use_that_was_removed_by_hand_is_not_silently_made_anew() -> None:
+    with Bridge(NAME) as bridge:
+        _ip("link", "del", NAME)
+        with pytest.raises(UsageError, match="somebody has removed its link"):
+            bridge.open()
+    assert _gone()
+    with Bridge(NAME):
+        assert index_of(NAME)
 
 
 def test_a_refused_message_names_it_and_the_kernels_own_words() -> None:
