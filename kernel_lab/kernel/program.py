@@ -95,7 +95,7 @@ class Row:
 
     def explain(self) -> str:
         """The row as one sentence."""
-        purpose = f", {self.why}" if self.why else ""
+        purpose = f", {self.why.rstrip(',')}" if self.why else ""
         forgiven = f"; {' or '.join(sorted(map(_errno, self.tolerate)))} is no failure" if self.tolerate else ""
         return f"{self}{purpose}{forgiven}."
 
