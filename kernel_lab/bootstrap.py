@@ -122,8 +122,10 @@ def _as_root() -> list[str]:
 def _pipe(source: list[str], sink: list[str], messages: IO[bytes]) -> None:
     # Not left alone when we are killed; asked and not killed, so that mmdebstrap takes away what it has mounted and unpacked.
     source = ["setpriv", "--pdeathsig", "TERM", *source]
+    # It works as another user there, who could not walk through a directory of our user's alone; and /tmp may be small.
+    place = os.environ | {"TMPDIR": "/var/tmp"}
     with (
-        subprocess.Popen(source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, start_new_session=True) as making,
+        subprocess.Popen(source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, start_new_session=True, env=place) as making,
         subprocess.Popen(sink, stdin=making.stdout, stderr=messages) as unpacking,
     ):
         assert making.stdout
