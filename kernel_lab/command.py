@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from kernel_lab.kernel.errors import UsageError
@@ -72,15 +73,22 @@ def settled(
 
 def words(argv: tuple[str, ...]) -> tuple[str, ...]:
     """One text is split as a shell would; several are taken as they are. Raises UsageError for none, or an unclosed quote."""
-    try:
-        split = tuple(shlex.split(argv[0])) if len(argv) == 1 else argv
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"command {argv[0]!r}: {error}") from error
-    if not split or not all(isinstance(word, str) for word in split) or not split[0]:
+    if not argv or not all(isinstance(word, str) for word in argv):
         raise UsageError(f"command {argv!r}: it is one text, or several: the program and its arguments")
+    split = _split(argv[0]) if len(argv) == 1 else argv
+    if not split or not split[0]:
+        raise UsageError(f"command {argv!r}: it names no program")
     if any("\0" in word for word in split):
         raise UsageError(f"command {argv!r}: an argument holds a NUL, which ends it for the kernel")
     return split
+
+
+@lru_cache(maxsize=256)
+def _split(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"command {text!r}: {error}") from error
 
 
 def environment(root: str | None, given: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:

@@ -94,9 +94,9 @@ class Container:
 
     def table(self, command: Command) -> Table:
         """The table of a command, made once for as long as it is in use."""
-        for part in self.plan.parts:
-            part.check(self.plan)
         if command not in self._tables:
+            for part in self.plan.parts:  # what was right when the container was put together may not be now
+                part.check(self.plan)
             self._tables[command] = Table(self.plan, command)
         self._tables.move_to_end(command)
         while len(self._tables) > KEPT_TABLES:

@@ -68,6 +68,7 @@ BAD = {
     "a clock that is no number": (lambda: Container(Time("soon")), "soon"),  # type: ignore[arg-type]
     "an endless clock": (lambda: Container(Time(math.inf)), "inf"),
     "no command": (lambda: Container(UTS("a")).run(), "command"),
+    "a list for a command": (lambda: Container(UTS("a")).run(["true"]), "one text, or several"),  # type: ignore[arg-type]
     "an empty command": (lambda: Container(UTS("a")).run(""), "command"),
     "an unclosed quote": (lambda: Container(UTS("a")).run("echo 'a"), "quot"),
     "a NUL in an argument": (lambda: Container(UTS("a")).run("echo", "a\0"), "NUL"),
