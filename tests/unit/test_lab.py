@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+Done = subprocess.CompletedProcess[str]
 PLAIN = {"PATH": "/usr/bin:/bin"}
 
 
-def lab(checkout: Path, *arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+def lab(checkout: Path, *arguments: str, cwd: Path | None = None) -> Done:
     home = checkout.parent
     command = [str(checkout / "lab"), *arguments]
     return subprocess.run(command, cwd=cwd or home, env=PLAIN | {"HOME": str(home)}, capture_output=True, text=True, check=False, timeout=250)
@@ -38,11 +39,17 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that is set up already, shared by the tests that leave it as it is."""
+def first_use(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """A checkout, and what its first use said to a user who keeps things private."""
     checkout = bare_checkout(tmp_path_factory.mktemp("ready"))
-    subprocess.run(["sh", "-c", 'umask 077; exec "$0" python -c ""', checkout / "lab"], check=True)
-    return checkout
+    command = ["sh", "-c", 'umask 077; exec "$0" "$@"', checkout / "lab", "python", "-c", "import kernel_lab; print(kernel_lab.HERE)"]
+    return checkout, subprocess.run(command, cwd="/", env=PLAIN | {"HOME": str(checkout.parent)}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def ready(first_use: tuple[Path, Done]) -> Path:
+    """A checkout that is set up already, for the tests that leave it as it is."""
+    return first_use[0]
 
 
 MAKING = "making the Python environment"
@@ -63,8 +70,8 @@ def test_an_unknown_command_is_one_clear_line_and_exit_status_2(checkout: Path) 
     assert not (checkout / ".venv").exists()
 
 
-def test_the_first_use_sets_up_and_the_second_does_not(checkout: Path) -> None:
-    first = lab(checkout, "python", "-c", "import kernel_lab; print(kernel_lab.HERE)")
+def test_the_first_use_sets_up_and_the_second_does_not(first_use: tuple[Path, Done]) -> None:
+    checkout, first = first_use
     assert (first.returncode, first.stdout) == (0, "True\n"), first.stderr
     assert first.stderr.count(MAKING) == 1
     second = lab(checkout, "python", "-c", "print(2)")
@@ -162,7 +169,7 @@ class Machine:
     def log(self) -> str:
         return f'echo "$DEBIAN_FRONTEND $*" >>{self.folder}/log'
 
-    def provision(self, packages: str) -> "subprocess.CompletedProcess[str]":
+    def provision(self, packages: str) -> Done:
         (self.folder / "vm/packages").write_text(packages)
         environment = {"PATH": f"{self.folder}/bin:/usr/bin:/bin"}
         return subprocess.run(["sh", self.folder / "vm/provision"], env=environment, capture_output=True, text=True, check=False)

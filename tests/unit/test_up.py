@@ -57,6 +57,7 @@ def test_the_printed_address_is_open_with_its_token_alone(tmp_path: Path) -> Non
         assert server.wait(240) == 0
 
 
+@pytest.mark.slow
 def test_a_port_that_is_asked_for_and_taken_is_an_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
