@@ -78,15 +78,16 @@ def _processes() -> Iterator[Leftover]:
 
 
 def _kill(record: Record) -> None:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        members = Members.of(record.pid, record.namespaces)
-        # It lives still, so its number has been its own all the time, and what has been opened is its.
-        if record.alive():
-            members.kill_all()
-        members.close()
+    members = Members.of(record.pid, record.namespaces)
+    # It lives still, so its number has been its own all the time, and what has been opened is its.
+    if record.alive():
+        members.kill_all()
+    members.close()
 
 
 def _networks() -> list[Leftover]:
+    if os.geteuid():  # links and rules of the host are root's
+        return []
     # Imported here: networks know this module's neighbours, and most cleanups find none of them.
     from kernel_lab.networks.cleanup import leftovers
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from kernel_lab.members import Members
+from kernel_lab.members import KINDS, Members
 
 NAME = "klab-janitor"
 # The package's own __init__ may import half of the kit: an empty module in its place, with the same path, keeps the start short.
@@ -32,7 +32,12 @@ kit.__path__ = [sys.argv[1]]
 sys.modules["kernel_lab"] = kit
 sys.path += sys.argv[4:]
 from kernel_lab import janitor
-janitor.main(int(sys.argv[2]), int(sys.argv[3]))
+
+def clean():
+    from kernel_lab.cleanup import of_dead_creators
+    of_dead_creators()
+
+janitor.main(int(sys.argv[2]), int(sys.argv[3]), clean)
 """
 LOST = (BrokenPipeError, ConnectionResetError, EOFError, TimeoutError)
 # An answer takes far less than a millisecond; a janitor that gives none in this time has been stopped, and another takes its place.
@@ -103,9 +108,9 @@ _guards: dict[int, Guard] = {}
 _janitor: _Janitor | None = None
 
 
-def guard(pid: int, kinds: Iterable[str]) -> Guard:
-    """Have every member of a container killed when this process ends. `pid`: its first process, which must not go on before this returns;
-    `kinds`: its own namespaces, such as `uts`."""
+def guard(pid: int, kinds: Iterable[str] = KINDS) -> Guard:
+    """Have every member of a container killed when this process ends. `pid`: its first process, which must not go on before this returns.
+    `kinds`: which of its namespaces are its own, if they are not this process's too: all but those of another container that it has joined."""
     made = Guard(Members.of(pid, kinds))
     try:
         with _lock:
@@ -179,8 +184,8 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def main(descriptor: int, creator: int) -> None:
-    """The janitor's life."""
+def main(descriptor: int, creator: int, clean: Callable[[], None]) -> None:
+    """The janitor's life; `clean` takes away what dead creators have left, and is loaded only when there is time."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -201,7 +206,9 @@ def main(descriptor: int, creator: int) -> None:
     creator_ends = select.poll()
     creator_ends.register(creator, select.POLLIN)
     creator_ends.poll(30_000)
-    _attempt(places, lambda: _clean(places))
+    for run, data in places:
+        os.environ.update(KERNEL_LAB_RUN=run, KERNEL_LAB_DATA=data)
+        _attempt(places, clean)
 
 
 Places = list[tuple[str, str]]
@@ -233,14 +240,6 @@ def _listen(conversation: socket.socket, creator: int) -> tuple[dict[int, Member
             elif verb == "watch":
                 places.append((words[0], words[1]))
             conversation.send(question.encode())
-
-
-def _clean(places: Places) -> None:
-    from kernel_lab.cleanup import of_dead_creators
-
-    for run, data in places:
-        os.environ.update(KERNEL_LAB_RUN=run, KERNEL_LAB_DATA=data)
-        _attempt(places, of_dead_creators)
 
 
 def _attempt(places: Places, what: Callable[[], None]) -> None:

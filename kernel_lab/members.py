@@ -18,7 +18,10 @@ from io import FileIO
 
 # include/uapi/linux/nsfs.h: _IO(0xb7, 2)
 NS_GET_PARENT = 0xB702
+KINDS = ("user", "uts", "ipc", "mnt", "net", "pid", "cgroup", "time")
 NESTED = frozenset({"user", "pid"})
+# A process that has unshared one of these is not in it itself, but its children are, and for `time` what it becomes by execve.
+LINKS = {"pid": "pid_for_children", "time": "time_for_children"}
 # What /proc answers for a process that has ended, and for the namespaces of one that may not be looked at.
 GONE = (FileNotFoundError, ProcessLookupError)
 REFUSED = (*GONE, PermissionError)
@@ -41,15 +44,12 @@ class Members:
         self.session = session
         self.namespaces = dict(namespaces)
         self._own = {kind: identity(file.fileno()) for kind, file in namespaces.items()}
-        for kind, own in self._own.items():
-            if own == identity(f"/proc/self/ns/{kind}"):
-                raise ValueError(f"the {kind} namespace of process {session} is that of its creator: everything there would be killed")
 
     @classmethod
-    def of(cls, pid: int, kinds: Iterable[str], patience: float = 5.0) -> "Members":
-        """Those of the container whose first process is `pid`, and whose own namespaces are of `kinds`."""
-        # FileIO and not os.open: an interrupt would lose a bare number, and with it the descriptor.
-        return cls(pid, {kind: _opened(f"/proc/{pid}/ns/{kind}", patience) for kind in kinds})
+    def of(cls, pid: int, kinds: Iterable[str] = KINDS, patience: float = 5.0) -> "Members":
+        """Those of the container whose first process is `pid`. Its own namespaces are those of `kinds` that are not this process's too."""
+        opened = ((kind, _opened(f"/proc/{pid}/ns/{LINKS.get(kind, kind)}", patience)) for kind in kinds)
+        return cls(pid, {kind: file for kind, file in opened if file and identity(file.fileno()) != identity(f"/proc/self/ns/{kind}")})
 
     def pids(self) -> list[int]:
         """The members alive now, as far as one look can tell."""
@@ -180,13 +180,17 @@ def last_number() -> int:
         return int(file.readall().split()[-1])
 
 
-def _opened(namespace: str, patience: float) -> FileIO:
+def _opened(namespace: str, patience: float) -> FileIO | None:
+    """The namespace; None where there is none: in a kernel without this kind, in a process that has ended, before a PID namespace's first process."""
     # Until its execve, the first process shares its creator's memory; and while that is guarded against another container's eyes (PR_SET_DUMPABLE),
     # an ordinary user may not look at either.
     end = time.monotonic() + patience
     while True:
+        # FileIO and not os.open: an interrupt would lose a bare number, and with it the descriptor.
         try:
             return FileIO(namespace)
+        except GONE:
+            return None
         except PermissionError:
             if time.monotonic() > end:
                 raise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 # An ordinary user makes namespaces in a user namespace of its own.
 KINDS = ("uts", "ipc") if os.geteuid() == 0 else ("user", "uts", "ipc")
-FLAGS = {"user": "--map-root-user", "uts": "--uts", "ipc": "--ipc"}
+FLAGS = {"user": "--map-root-user", "uts": "--uts", "ipc": "--ipc", "cgroup": "--cgroup", "time": "--time"}
 MARK, CREATOR = "KLAB_TEST_BOX", "KLAB_TEST_CREATOR"
 
 # Whatever goes wrong, it ends by itself: nothing else is sure to catch it.

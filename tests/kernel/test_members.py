@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -35,7 +36,7 @@ def boxes(mark: str, life: Life) -> Iterator[Boxes]:
 
     def make(tenants: Sequence[str] = ("daemon",), kinds: Sequence[str] = KINDS) -> "tuple[subprocess.Popen[str], Members]":
         process = box(mark, life.theirs, kinds, tenants)
-        members = Members.of(process.pid, kinds)
+        members = Members.of(process.pid)
         made.append((process, members))
         go(process, tenants)
         return process, members
@@ -56,6 +57,30 @@ def test_no_daemon_escapes(tenant: str, boxes: Boxes, life: Life) -> None:
     assert soon(life.all_ended)
     assert members.pids() == []
     assert process.wait() == -9
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("kind", ["cgroup", "time"])
+def test_none_escapes_from_a_single_namespace(kind: str, boxes: Boxes, life: Life) -> None:
+    _, members = boxes(("daemon",), (kind,))
+    assert list(members.namespaces) == [kind]
+    members.kill_all()
+    assert soon(life.all_ended)
+
+
+@pytest.mark.needs("namespace:time")
+def test_a_namespace_that_is_only_for_what_comes_after_counts(mark: str, life: Life) -> None:
+    """As after unshare(CLONE_NEWTIME): the process itself is not in it, its children are."""
+    script = "import ctypes, sys; print(ctypes.CDLL(None).unshare(0x80)); sys.stdout.flush(); sys.stdin.readline()"
+    prefix = [] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user"]
+    command = [*prefix, sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == "0\n"
+        members = Members.of(process.pid, ["time"])
+        assert list(members.namespaces) == ["time"]
+        members.close()
+        process.stdin.close()
 
 
 def test_many_at_once_do_not_escape(boxes: Boxes, life: Life) -> None:

@@ -122,10 +122,11 @@ def test_what_is_closed_has_no_members(session: "subprocess.Popen[str]") -> None
     members.close()
 
 
-@pytest.mark.parametrize("kind", ["uts", "mnt", "ipc", "net", "pid", "user"])
-def test_a_namespace_that_is_the_creators_too_is_refused(kind: str, session: "subprocess.Popen[str]") -> None:
-    with pytest.raises(ValueError, match=f"the {kind} namespace of process {session.pid} is that of its creator"):
-        Members.of(session.pid, [kind])
+def test_a_namespace_that_is_the_creators_too_makes_nobody_a_member(session: "subprocess.Popen[str]", bystander: "subprocess.Popen[str]") -> None:
+    members = Members.of(session.pid)
+    assert members.namespaces == {}
+    assert bystander.pid not in members.pids()
+    assert os.getpid() not in members.pids()
 
 
 @pytest.mark.parametrize("number", [-1, 0, 1])
@@ -134,11 +135,12 @@ def test_a_number_that_is_no_containers_is_refused(number: int) -> None:
         Members(number, {})
 
 
-def test_a_process_that_is_gone_has_no_namespaces_to_open() -> None:
+def test_a_process_that_is_gone_has_no_members() -> None:
     with subprocess.Popen(["true"], start_new_session=True) as process:
         process.wait()
-    with pytest.raises((FileNotFoundError, ProcessLookupError)):
-        Members.of(process.pid, ["uts"])
+    members = Members.of(process.pid)
+    assert members.namespaces == {}
+    assert members.pids() == []
 
 
 def test_the_last_number_given_out_is_that_of_the_newest_process() -> None:
