@@ -207,6 +207,8 @@ def main(descriptor: int, creator: int, clean: Callable[[], None]) -> None:
     creator_ends.register(creator, select.POLLIN)
     creator_ends.poll(30_000)
     for run, data in places:
+        if not os.path.isdir(run) and not os.path.isdir(data):
+            continue
         os.environ.update(KERNEL_LAB_RUN=run, KERNEL_LAB_DATA=data)
         _attempt(places, clean)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -176,6 +177,30 @@ def test_control_groups_are_known_by_prefix_and_stamp(tmp_path: Path, dead: Crea
     cleanup.remove(cleanup.leftovers())
     assert cleanup.leftovers() == []
     assert sorted(path.name for path in groups.rglob("*")) == sorted(["memory", f"klab-{mine}", f"other-{theirs}", "klab-of-nobody"])
+
+
+def test_many_cleanups_at_once_do_not_stumble_over_one_another(dead: Creator) -> None:
+    for number in range(30):
+        half = state.data_dir() / f"rootfs/{number}.{dead.stamp}"
+        (half / "a/b/c").mkdir(parents=True)
+        (state.folder("logs") / f"{number}.{dead.stamp}.log").write_text("")
+        records.save(Record(f"{number:012x}", f"box{number}", dead.pid, dead.start, dead, ("sleep",), 0.0))
+    errors: list[BaseException] = []
+
+    def clean() -> None:
+        try:
+            cleanup.of_dead_creators()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=clean) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    cleanup.of_dead_creators()
+    assert cleanup.leftovers() == []
 
 
 def test_one_that_cannot_be_removed_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ class Creator:
         self.process.kill()
         self.process.wait()
 
+    def clear(self) -> None:
+        """Kill what it has released, or what a failed test has left."""
+        for pid in self.boxed():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def leave(self) -> None:
         assert self.process.stdin
         self.process.stdin.close()
@@ -129,9 +135,8 @@ def creators(request: pytest.FixtureRequest) -> Iterator[Callable[[], Creator]]:
         assert creator.process.stdin and creator.process.stdout
         creator.process.stdin.close()
         creator.process.stdout.close()
-        for pid in (*creator.boxed(), *marked(creator.mark, CREATOR)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if not soon(creator.life.all_ended):
+            creator.clear()
         # A hopper that a failed test has let go is in no list, and ends by itself.
         assert soon(creator.life.all_ended, 80)
         creator.life.close()
@@ -177,6 +182,7 @@ def test_what_is_released_lives_on(creators: Callable[[], Creator]) -> None:
     creator.kill()
     assert soon(lambda: not marked(creator.mark, CREATOR)), "the janitor has ended"
     assert creator.holds(3)
+    creator.clear()
 
 
 def test_a_creator_kills_its_container_itself(creators: Callable[[], Creator]) -> None:
