@@ -1,6 +1,7 @@
 """A command in a running container: a table too, that enters the container's namespaces and becomes the command."""
 
 import os
+import select
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -89,17 +90,29 @@ class Joined(Process):
         self._runs_it = with_own_memory() if flags & CLONE.NEWTIME else executor()
         self.image = Image(Layout(self.program, CLONE(0), (STDIN, STDOUT, STDERR, TARGET)), self._runs_it.shared)
         self.image.reset(*streams, target.pidfd)
-        self._needs_settling = True
         self._mode.enter_context(dumpable.closed())
         self._start()
 
+    def settle(self) -> None:
+        self.wait_execed()
+        # The kernel clears the word just before the process gets memory of its own, and closes descriptors just after (begin_new_exec, fs/exec.c):
+        # only then is there nothing of this process to be seen.
+        poll = select.poll()
+        poll.register(self._sharing, select.POLLIN)
+        poll.poll()
+        self._mode.close()
+
     def _start(self) -> None:
         with Deferred():
+            self._sharing, held = os.pipe2(os.O_CLOEXEC)
             try:
                 self.child = lastingly(lambda: self._runs_it.start(self.image))
             except BaseException:
+                os.close(self._sharing)
                 self._mode.close()
                 raise
+            finally:
+                os.close(held)
             self.pid, self.pidfd = self.child.pid, self.child.pidfd
             if self._has_sibling:
                 self._go_on_with_sibling()
@@ -119,4 +132,5 @@ class Joined(Process):
 
     def _release(self) -> None:
         self.wait_execed()
+        os.close(self._sharing)
         self.image.close()

@@ -78,15 +78,21 @@ class Plan:
 
     def standing(self, waits: bool = False) -> Program:
         """The table of a process that enters all that the parts make, and stands there to be looked at."""
+        # Nobody who waits for a descriptor to be closed everywhere shall wait for one that only stands.
+        closed = call("close_range", 3, LAST, 0, why="nothing of the creator's is open")
         ready = call("getpid", into=READY, why="ready to be looked at")
         stands = call("ppoll", None, 0, None, None, 8, why="until it is killed")
-        return Program((*self._entering(waits), ready, stands, *_ends(False)))
+        return Program((*self._entering(waits), closed, ready, stands, *_ends(False)))
 
     def _entering(self, waits: bool) -> Iterator[Row]:
         yield from dies_with_creator()
+        # As late as it can be: what the creator does meanwhile takes time, too.
+        waiting = next((number for number, part in enumerate(self.parts) if part.waits), len(self.parts))
+        for part in self.parts[:waiting]:
+            yield from _rows(part, self)
         if waits or self.waits:
             yield call("futex", GO, 0, 0, None, None, 0, tolerate={EAGAIN}, why="wait until the creator has done its part from outside")
-        for part in self.parts:
+        for part in self.parts[waiting:]:
             yield from _rows(part, self)
 
     def _frame(self, command: Command, waits: bool) -> Iterator[Row]:

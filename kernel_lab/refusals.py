@@ -3,7 +3,7 @@
 from errno import EACCES, ENOENT, ENOTDIR
 
 from kernel_lab.command import Command
-from kernel_lab.kernel import rules
+from kernel_lab.kernel import executables, rules
 from kernel_lab.kernel.errors import KernelError
 from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.program import Program, refused
@@ -35,10 +35,10 @@ def refusal(program: Program, command: Command, flags: CLONE) -> KernelError | N
 def _command_error(program: Program, last: int, command: Command, flags: CLONE) -> CommandError:
     answers = program.answers
     tried = [index for index in range(last + 1) if program[index].call == "execve"]
-    # A file that is there and cannot be executed says more than the places of PATH where there is none (execvp(3)).
-    index = next((index for index in tried if -(answers[index] or 0) not in (ENOENT, ENOTDIR)), last)
+    # A file that is there and cannot be executed says more than the places of PATH where there is none, or that may not be searched.
+    index = next((index for index in tried if _is_there(program, index, flags)), last)
     number = -(answers[index] or 0)
-    missing = number in (ENOENT, ENOTDIR)
+    missing = number in (ENOENT, ENOTDIR) or (number == EACCES and len(tried) > 1 and not _is_there(program, index, flags))
     cause = rules.refused(program[index], index, number, rules.Context(flags, program.rows[:index]))
     error = CommandError(number, cause.call, index=index, row=cause.row, rule=cause.rule, look=cause.look)
     error.code = NOT_FOUND if missing else NOT_EXECUTABLE
@@ -47,3 +47,11 @@ def _command_error(program: Program, last: int, command: Command, flags: CLONE) 
     there = " ".join(filter(None, (cause.rule, cause.look)))
     error.line = f"{name}: {plain}" if ("/" not in name and missing) or not there else f"{name}: {plain}: {there}"
     return error
+
+
+def _is_there(program: Program, index: int, flags: CLONE) -> bool:
+    answer = program.answers[index]
+    if answer is None or -answer in (ENOENT, ENOTDIR):
+        return False
+    root, _ = rules.Context(flags, program.rows[:index]).tree()
+    return -answer != EACCES or executables.exists(str(program[index].args[0]), root)

@@ -1,5 +1,6 @@
 """The first process of a container: cloned into its namespaces, placed from outside while it waits, and let go."""
 
+import ctypes
 import fcntl
 import os
 import platform
@@ -17,6 +18,7 @@ from kernel_lab.kernel.executors import executor
 from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.memory import DONE, Image, Layout
+from kernel_lab.kernel.program import Buffer
 from kernel_lab.namespaces.user import User
 from kernel_lab.plan import COMMAND_DONE, COMMAND_PID, GIVEN, GO, READY, Plan
 from kernel_lab.process import Process, Streams
@@ -24,6 +26,7 @@ from kernel_lab.process import Process, Streams
 KINDS = {CLONE.NEWUTS: "uts", CLONE.NEWNS: "mnt", CLONE.NEWIPC: "ipc", CLONE.NEWUSER: "user", CLONE.NEWNET: "net"}
 
 MFD_EXEC = 0x10  # linux/memfd.h
+CHANGING = frozenset({"capset", "setfsgid", "setfsuid", "setgid", "setns", "setregid", "setresgid", "setresuid", "setreuid", "setuid", "unshare"})
 STANDS = Command(("stands",))
 
 
@@ -40,8 +43,7 @@ class Table:
         self.guarded = not plan.flags & CLONE.NEWPID
         self.waits = self.guarded or plan.waits
         self.program = plan.program(command, self.waits) if command else plan.standing(self.waits)
-        user = plan.part(User)
-        self.changes_ids = self.command.user is not None or (user is not None and (user.waits or os.geteuid() != 0))
+        self.changes_ids = _changes_ids(plan, self.command)
         self._layout = Layout(self.program, plan.flags, GIVEN)
         self._free: deque[Image] = deque()
 
@@ -58,6 +60,14 @@ class Table:
             image.close()
         else:
             self._free.append(image)
+
+
+def _changes_ids(plan: Plan, command: Command) -> bool:
+    """Whether a child's ids become others than its creator's: then the kernel closes the memory that both share (commit_creds, prctl(2))."""
+    user = plan.part(User)
+    others = (row for part in plan.parts if part is not user for row in part.rows(plan))
+    by_map = user is not None and (user.waits or os.geteuid() != 0)
+    return by_map or command.user is not None or any(row.call in CHANGING for row in others)
 
 
 class First(Process):
@@ -93,11 +103,24 @@ class First(Process):
                 raise
             self.pid, self.pidfd = self.child.pid, self.child.pidfd
             if self.table.waits:
-                try:
-                    self._place()
-                except BaseException:
-                    self.take_back()
-                    raise
+                self._place_or_take_back()
+
+    def _place_or_take_back(self) -> None:
+        try:
+            self._place()
+        except BaseException as error:
+            try:
+                if isinstance(error, Exception) and self.ended(0):
+                    # Nothing can be placed in a process that a refused row has ended: that row is what went wrong.
+                    self.wait()
+                    self.check()
+            finally:
+                self.take_back()
+            raise
+
+    def fill(self, buffer: Buffer, data: bytes) -> None:
+        """Writes into a buffer of the table, while the child waits."""
+        ctypes.memmove(self.image.buffer(buffer), data, buffer.size)
 
     def _place(self) -> None:
         if self.table.guarded:

@@ -1,15 +1,13 @@
 """Net: links, addresses, routes and rules of its own (network_namespaces(7)). A new one has a loopback that is down, and nothing else."""
 
-import ctypes
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.flags import AF, CLONE, IFF, SIOC, SOCK
 from kernel_lab.kernel.program import Arg, Buffer, Handle, Row, call
-from kernel_lab.kernel.structs import Struct, ifreq, rtentry
+from kernel_lab.kernel.structs import ifreq, rtentry
 from kernel_lab.namespaces.part import Part, Plan, Waiting
 from kernel_lab.namespaces.user import User
 from kernel_lab.networks.addresses import Endpoint
@@ -43,7 +41,7 @@ class Net(Part):
     """
 
     flags = CLONE.NEWNET
-    order = 50
+    order = 90  # the creator makes a link while the child makes its file system
 
     def __init__(self, network: Bridge | Usermode | str | None = None, address: str | None = None) -> None:
         self.network = Bridge(network) if isinstance(network, str) else network
@@ -91,11 +89,7 @@ def _set(request: SIOC, value: Arg, why: str) -> Row:
 @contextmanager
 def _plugged(bridge: Bridge, child: Waiting, address: str | None) -> Iterator[Endpoint]:
     with bridge.attached(child.pid, address) as place:
-        _fill(child, ADDRESS, ifreq(INSIDE, address=place.address))
-        _fill(child, NETMASK, ifreq(INSIDE, address=place.netmask))
-        _fill(child, ROUTE, rtentry("0.0.0.0/0", place.gateway))
+        child.fill(ADDRESS, ifreq(INSIDE, address=place.address).data)
+        child.fill(NETMASK, ifreq(INSIDE, address=place.netmask).data)
+        child.fill(ROUTE, rtentry("0.0.0.0/0", place.gateway).data)
         yield place
-
-
-def _fill(child: Any, buffer: Buffer, value: Struct) -> None:
-    ctypes.memmove(child.image.buffer(buffer), value.data, buffer.size)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Protocol, TypeVar
 
 from kernel_lab.kernel.flags import CLONE
-from kernel_lab.kernel.program import Row
+from kernel_lab.kernel.program import Buffer, Row
 
 P = TypeVar("P", bound="Part")
 
@@ -28,12 +28,15 @@ class Waiting(Protocol):
     pid: int
     pidfd: int
 
+    def fill(self, buffer: Buffer, data: bytes) -> None:
+        """Writes into a buffer of the table, before a row reads it."""
+
 
 class Part:
     """One part of a container. It only says what is to be done: it runs nothing in the child, so a wrong one cannot hurt its creator.
 
-    `order` says where its rows stand among the other parts': user 10, cgroup 20, time 30, uts 40, net 50, mounts 80.
-    `waits`: whether the child waits, before its rows, until `place` has done its work.
+    `order` says where its rows stand among the other parts': user 10, cgroup 20, time 30, uts 40, others 60, mounts 80, net 90.
+    `waits`: whether the child waits, before its rows, until `place` of every such part has done its work.
     """
 
     flags: CLONE = CLONE(0)

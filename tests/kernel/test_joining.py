@@ -11,7 +11,7 @@ from here import users
 from waiting import soon
 
 from kernel_lab import PID, Container, Mount, User, joining
-from kernel_lab.kernel.calls import dumpable
+from kernel_lab.kernel.calls import dumpable, set_dumpable
 
 # Reads, from every process that it can open, what the creator has at an address of its own.
 ATTACK = """
@@ -47,6 +47,11 @@ def attacked(secret: ctypes.Array[ctypes.c_char], tries: int) -> bool:
             if secret.raw.hex() in box.logs():
                 return True
     return False
+
+
+@pytest.fixture(autouse=True)
+def opened() -> None:
+    set_dumpable(True)  # another test's children may have closed it
 
 
 @pytest.mark.usefixtures("executor")

@@ -27,7 +27,7 @@ CASES = {
         lambda t: [
             PRIVATE,
             call("mount", "/dev/null", "/proc/cmdline", None, MS.BIND),
-            call("clone3", clone_args(INNER, DONE, None, 17), 88, positive="parent"),
+            call("clone3", clone_args(INNER, DONE, 17), 88, positive="parent"),
             call("mount", "proc", "/proc", "proc", MS.NOSUID),
             call("wait4", -1, None, 0, None, label="parent"),
         ],

@@ -9,6 +9,7 @@ from here import IS_ROOT, busybox
 
 from kernel_lab import PID, UTS, Container, KernelError, Mount, Part, UsageError, User, call
 from kernel_lab.kernel import procfs
+from kernel_lab.kernel.calls import dumpable, set_dumpable
 
 pytestmark = pytest.mark.usefixtures("executor")
 
@@ -63,11 +64,18 @@ def test_ids_that_were_not_granted_are_refused_before_the_command() -> None:
 
 @pytest.mark.needs("root")
 def test_the_creator_stays_open_after_children_changed_their_ids() -> None:
-    from kernel_lab.kernel.calls import dumpable
-
+    set_dumpable(True)  # another test's children may have closed it
     Container(User([(0, 100_000, 10)])).run("true")
+    assert dumpable()
     Container(UTS("a")).run("true", user="12")
     assert dumpable()
+    Container(UTS("a"), OtherUser()).run("true")
+    assert dumpable()
+
+
+class OtherUser(Part):
+    def rows(self, plan):  # type: ignore[no-untyped-def]
+        yield call("setresuid", 12, 12, 12)
 
 
 class OtherGroups(Part):

@@ -15,9 +15,9 @@ def test_the_callers_order_makes_no_difference(order: tuple[Part, ...]) -> None:
     assert Container(*order).program == Container(UTS("box"), PID(), Mount(), CgroupNS()).program
 
 
-def test_users_come_first_and_mounts_last() -> None:
-    calls = [row.call for row in Container(Mount(), UTS("box"), User(), Net()).setup]
-    assert calls.index("write") < calls.index("sethostname") < calls.index("socket") < calls.index("mount")
+def test_users_come_first_and_the_network_last() -> None:
+    calls = [row.call for row in Container(Mount(), Net(), UTS("box"), User()).setup]
+    assert calls.index("write") < calls.index("sethostname") < calls.index("mount") < calls.index("socket")
 
 
 class Junk(Part):
