@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import ClassVar
 
 from kernel_lab.container import Container
@@ -12,11 +12,12 @@ from kernel_lab.course.session import user
 from kernel_lab.kernel import procfs
 from kernel_lab.kernel.errors import KernelError
 from kernel_lab.kernel.flags import CLONE
-from kernel_lab.kernel.program import Row, call
+from kernel_lab.kernel.program import Handle, Row, call
 from kernel_lab.namespaces.part import Part, Plan
 from kernel_lab.namespaces.uts import UTS
 
 HOST, DOMAIN = "node1", "lab.example"
+TARGET = Handle("target")
 NAMERS = ("sethostname", "setdomainname")
 PATIENCE = 20.0  # seconds that a busy machine gets to start two commands
 
@@ -94,35 +95,25 @@ node.answers(
         "renames": "It was not run: without a new namespace, a row that renames a host renames your machine. No name is to be set; see setns(2).",
         "a new one": "Its UTS namespace is a new one. `flags` are those of the clone, which makes namespaces; who joins one needs none of them.",
         "not there": "The kernel shows it in another UTS namespace than the process that it was to join. Which row moves a process? See setns(2).",
-        "refused": "The error names the row and the rule. setns(2) takes a descriptor and flags: which attribute holds which?",
+        "refused": "The error names the row and the rule. setns(2) takes a descriptor, not the number of a process: which row gets one?",
     },
 )
 def join(answer: Callable[[int, CLONE], Part]) -> str | NotYet:
     kinds = CLONE.NEWUTS | (CLONE.NEWUSER if user() else CLONE(0))
     with Container(*user(), UTS("target")) as box:
         box.start("sleep 100")
-        with _pidfd(box.pid) as target:
-            part = answer(target, kinds)
-            if any(row.call in NAMERS for row in part.rows(Container(part).plan)):
-                return not_yet("renames")
-            try:
-                with Container(part) as guest:
-                    guest.start("sleep 100")
-                    there, own, new = _uts(box.pid), _uts(os.getpid()), _uts(guest.pid)
-            except KernelError as error:
-                return not_yet("refused", str(error))
+        part = answer(box.pid, kinds)
+        if any(row.call in NAMERS for row in part.rows(Container(part).plan)):
+            return not_yet("renames")
+        try:
+            with Container(part) as guest:
+                guest.start("sleep 100")
+                there, own, new = _uts(box.pid), _uts(os.getpid()), _uts(guest.pid)
+        except KernelError as error:
+            return not_yet("refused", str(error))
     if new == there:
         return "the kernel shows both in one UTS namespace, and nobody has made a new one"
     return not_yet("not there" if new == own else "a new one")
-
-
-@contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    descriptor = os.pidfd_open(pid)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _uts(pid: int) -> str:
@@ -130,11 +121,12 @@ def _uts(pid: int) -> str:
 
 
 class Join(Part):
-    def __init__(self, target: int, kinds: CLONE) -> None:
-        self.target, self.kinds = target, kinds
+    def __init__(self, pid: int, kinds: CLONE) -> None:
+        self.pid, self.kinds = pid, kinds
 
     def rows(self, plan: Plan) -> Iterable[Row]:
-        yield call("setns", self.target, self.kinds)
+        yield call("pidfd_open", self.pid, 0, into=TARGET)
+        yield call("setns", TARGET, self.kinds)
 
 
 class Stays(Join):
@@ -148,20 +140,20 @@ class Renames(Join):
 
 
 class Makes(Join):
-    def __init__(self, target: int, kinds: CLONE) -> None:
-        super().__init__(target, kinds)
+    def __init__(self, pid: int, kinds: CLONE) -> None:
+        super().__init__(pid, kinds)
         self.flags = kinds
 
     def rows(self, plan: Plan) -> Iterable[Row]:
         return ()
 
 
-class Swapped(Join):
+class NothingHeld(Join):
     def rows(self, plan: Plan) -> Iterable[Row]:
-        yield call("setns", self.kinds, self.target)
+        yield call("setns", -1, self.kinds)
 
 
-join.answers(right=[Join], wrong={"renames": [Renames], "a new one": [Makes], "not there": [Stays], "refused": [Swapped]})
+join.answers(right=[Join], wrong={"renames": [Renames], "a new one": [Makes], "not there": [Stays], "refused": [NothingHeld]})
 
 
 @exercise(
