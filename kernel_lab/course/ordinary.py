@@ -21,8 +21,9 @@ FIRST_RANGE = 100000
 IDS = 65536  # how many ids a subordinate range has: those of a whole root file system
 RANGES = (Path("/etc/subuid"), Path("/etc/subgid"))
 # What the user's processes may know of root's environment; the rest names root's own folders.
-ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TERM", "CI", "KERNEL_LAB_EXECUTOR", "http_proxy", "https_proxy", "no_proxy")
+ENVIRONMENT = ("LANG", "LC_ALL", "TERM", "CI", "KERNEL_LAB_EXECUTOR", "http_proxy", "https_proxy", "no_proxy")
 NOT_COPIED = (".git", "__pycache__", ".*_cache", ".hypothesis", ".ipynb_checkpoints")
+PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 PATIENCE = 20.0
 
 
@@ -37,7 +38,7 @@ class Ordinary:
     def environment(self) -> dict[str, str]:
         inherited = {name: value for name in ENVIRONMENT if (value := os.environ.get(name)) is not None}
         own = {"HOME": self.home, "TMPDIR": self.home / "tmp", "XDG_RUNTIME_DIR": self.home / "run"}
-        return inherited | {"USER": self.name, "LOGNAME": self.name} | {name: str(path) for name, path in own.items()}
+        return inherited | {"USER": self.name, "LOGNAME": self.name, "PATH": PATH} | {name: str(path) for name, path in own.items()}
 
     def run(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> int:
         """The exit status of a command that this user runs, with no id and no group of root's."""

@@ -62,9 +62,11 @@ def test_it_has_ranges_of_ids_for_a_whole_root_file_system() -> None:
 
 def test_roots_own_settings_do_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERNEL_LAB_RUN", "/run/of-root")
-    monkeypatch.setenv("KERNEL_LAB_EXECUTOR", "portable")
+    monkeypatch.setenv("KERNEL_LAB_EXECUTOR", "helper")
+    monkeypatch.setenv("PATH", f"/root/bin:{os.environ['PATH']}")
     with ordinary_user(ACCOUNT) as user:
-        assert asked(user, 'echo "${KERNEL_LAB_RUN-none} $KERNEL_LAB_EXECUTOR $HOME"') == [f"none portable {user.home}"]
+        assert asked(user, 'echo "${KERNEL_LAB_RUN-none} $KERNEL_LAB_EXECUTOR $HOME"') == [f"none helper {user.home}"]
+        assert asked(user, 'IFS=:; for folder in $PATH; do test -x "$folder" || echo "$folder"; done') == []
 
 
 def test_account_files_and_processes_are_gone_afterwards() -> None:
