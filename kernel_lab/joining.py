@@ -1,13 +1,10 @@
 """A command in a running container: a table too, that enters the container's namespaces and becomes the command."""
 
 import os
-import select
 from collections.abc import Iterator
 from typing import Protocol
 
 from kernel_lab.command import Command
-from kernel_lab.keeper import lastingly
-from kernel_lab.kernel import dumpable
 from kernel_lab.kernel.executors import executor, with_own_memory
 from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.interrupts import Deferred
@@ -90,29 +87,16 @@ class Joined(Process):
         self._runs_it = with_own_memory() if flags & CLONE.NEWTIME else executor()
         self.image = Image(Layout(self.program, CLONE(0), (STDIN, STDOUT, STDERR, TARGET)), self._runs_it.shared)
         self.image.reset(*streams, target.pidfd)
-        self._mode.enter_context(dumpable.closed())
+        self.hide()
         self._start()
-
-    def settle(self) -> None:
-        self.wait_execed()
-        # The kernel clears the word just before the process gets memory of its own, and closes descriptors just after (begin_new_exec, fs/exec.c):
-        # only then is there nothing of this process to be seen.
-        poll = select.poll()
-        poll.register(self._sharing, select.POLLIN)
-        poll.poll()
-        self._mode.close()
 
     def _start(self) -> None:
         with Deferred():
-            self._sharing, held = os.pipe2(os.O_CLOEXEC)
             try:
-                self.child = lastingly(lambda: self._runs_it.start(self.image))
+                self.child = self.cloned(lambda: self._runs_it.start(self.image))
             except BaseException:
-                os.close(self._sharing)
-                self._mode.close()
+                self.unhide()
                 raise
-            finally:
-                os.close(held)
             self.pid, self.pidfd = self.child.pid, self.child.pidfd
             if self._has_sibling:
                 self._go_on_with_sibling()
@@ -132,5 +116,4 @@ class Joined(Process):
 
     def _release(self) -> None:
         self.wait_execed()
-        os.close(self._sharing)
         self.image.close()

@@ -19,7 +19,7 @@ STDIN, STDOUT, STDERR, REAPER = Handle("stdin"), Handle("stdout"), Handle("stder
 GIVEN = (STDIN, STDOUT, STDERR, REAPER)
 COMMAND = Handle("command")
 READY = Handle("ready")
-GO = Buffer("go", 8)  # the creator sets it, and wakes the child
+GO, KNOWN = Buffer("go", 8), Buffer("known", 8)  # the creator sets them, and wakes the child
 COMMAND_PID = Buffer("command_pid", 8)
 COMMAND_DONE = Buffer("command_done", 8, fill=b"\1")
 LAST = 2**32 - 1
@@ -67,36 +67,39 @@ class Plan:
         pid = self.part(PID)
         return pid is not None and pid.init
 
-    def program(self, command: Command, waits: bool = False) -> Program:
-        """The whole table. Raises UsageError when a part yields what is no row."""
-        return Program((*self._frame(command, waits), *_ends(self.init)))
+    def program(self, command: Command, guarded: bool = False) -> Program:
+        """The whole table; `guarded`: the janitor is told of it before the command runs. Raises UsageError when a part yields what is no row."""
+        return Program((*self._frame(command, guarded), *_ends(self.init)))
 
     @property
     def setup(self) -> Program:
         """The rows that the parts give, without what every container needs around them."""
         return Program(row for part in self.parts for row in _rows(part, self))
 
-    def standing(self, waits: bool = False) -> Program:
+    def standing(self) -> Program:
         """The table of a process that enters all that the parts make, and stands there to be looked at."""
         # Nobody who waits for a descriptor to be closed everywhere shall wait for one that only stands.
         closed = call("close_range", 3, LAST, 0, why="nothing of the creator's is open")
         ready = call("getpid", into=READY, why="ready to be looked at")
         stands = call("ppoll", None, 0, None, None, 8, why="until it is killed")
-        return Program((*self._entering(waits), closed, ready, stands, *_ends(False)))
+        return Program((*self._entering(False), closed, ready, stands, *_ends(False)))
 
-    def _entering(self, waits: bool) -> Iterator[Row]:
+    def _entering(self, guarded: bool) -> Iterator[Row]:
         yield from dies_with_creator()
         # As late as it can be: what the creator does meanwhile takes time, too.
         waiting = next((number for number, part in enumerate(self.parts) if part.waits), len(self.parts))
         for part in self.parts[:waiting]:
             yield from _rows(part, self)
-        if waits or self.waits:
-            yield call("futex", GO, 0, 0, None, None, 0, tolerate={EAGAIN}, why="wait until the creator has done its part from outside")
+        if self.waits:
+            yield _wait(GO, "wait until the creator has done its part from outside")
         for part in self.parts[waiting:]:
             yield from _rows(part, self)
+        if guarded:
+            yield call("getpid", into=READY, why="its namespaces are made now:")
+            yield _wait(KNOWN, "wait until the janitor knows them")
 
-    def _frame(self, command: Command, waits: bool) -> Iterator[Row]:
-        yield from self._entering(waits)
+    def _frame(self, command: Command, guarded: bool) -> Iterator[Row]:
+        yield from self._entering(guarded)
         yield from standard_streams(command.terminal)
         yield from process_settings(command)
         if command.user or self.has(User):
@@ -105,6 +108,10 @@ class Plan:
         if self.init:
             yield from _reaped(command)
         yield from execute(command)
+
+
+def _wait(word: Buffer, why: str) -> Row:
+    return call("futex", word, 0, 0, None, None, 0, tolerate={EAGAIN}, why=why)
 
 
 def _rows(part: Part, plan: Plan) -> Iterator[Row]:

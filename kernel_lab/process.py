@@ -5,13 +5,17 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import cache
 from typing import NamedTuple
 
 from kernel_lab.command import Command
+from kernel_lab.keeper import lastingly
+from kernel_lab.kernel import dumpable
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.memory import Image
+from kernel_lab.kernel.native import Child
 from kernel_lab.kernel.program import Program
 from kernel_lab.refusals import refusal
 
@@ -37,6 +41,7 @@ class Process:
     code: int | None = None
     seconds: float = 0.0
     _needs_settling = False
+    _sharing: tuple[int, int] | None = None
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,10 +52,37 @@ class Process:
         """Returns once nothing of the table uses the image: the command has taken over, or has failed to."""
         raise NotImplementedError
 
+    def hide(self) -> None:
+        """Nobody may look into this process until `settle`: the other one, which shares its memory, will be where others live."""
+        self._mode.enter_context(dumpable.closed())
+        self._sharing = os.pipe2(os.O_CLOEXEC)
+        self._needs_settling = True
+
+    def cloned(self, start: Callable[[], Child]) -> Child:
+        """The child that `start` makes, in a thread that lasts."""
+        try:
+            return lastingly(start)
+        finally:
+            if self._sharing:
+                os.close(self._sharing[1])
+
     def settle(self) -> None:
         """Waits for as long as this process must be open, or closed, to others on account of this one. An interrupt may cut it short."""
         if self._needs_settling:
             self.wait_execed()
+        if self._sharing:
+            # The kernel clears the word just before the child gets memory of its own, and closes descriptors just after (begin_new_exec,
+            # fs/exec.c): only then is there nothing of this process to be seen.
+            poll = select.poll()
+            poll.register(self._sharing[0], select.POLLIN)
+            poll.poll()
+        self.unhide()
+
+    def unhide(self) -> None:
+        """Leaves the mode that was needed on account of this one."""
+        if self._sharing:
+            os.close(self._sharing[0])
+            self._sharing = None
         self._mode.close()
 
     def check(self) -> None:
@@ -77,7 +109,7 @@ class Process:
         """The exit code, or 128 + the number of the signal that ended it. Raises TimeoutError after `timeout` seconds."""
         if not self.ended(timeout):
             raise TimeoutError(f"{self.command.argv[0]}: still running after {timeout} s")
-        with self._lock:
+        with self._lock, Deferred():  # once it has been reaped, nobody can ask again
             if self.code is None:
                 self._end_others()
                 status = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
@@ -104,7 +136,7 @@ class Process:
             try:
                 self._release()
             finally:
-                self._mode.close()
+                self.unhide()
                 os.close(self.pidfd)
                 self.pidfd = -1
 

@@ -11,7 +11,6 @@ from functools import cache
 
 from kernel_lab import janitor
 from kernel_lab.command import Command
-from kernel_lab.keeper import lastingly
 from kernel_lab.kernel import dumpable, reaper
 from kernel_lab.kernel.calls import futex_wake
 from kernel_lab.kernel.executors import executor
@@ -20,7 +19,7 @@ from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.memory import DONE, Image, Layout
 from kernel_lab.kernel.program import Buffer
 from kernel_lab.namespaces.user import User
-from kernel_lab.plan import COMMAND_DONE, COMMAND_PID, GIVEN, GO, READY, Plan
+from kernel_lab.plan import COMMAND_DONE, COMMAND_PID, GIVEN, GO, KNOWN, READY, Plan
 from kernel_lab.process import Process, Streams
 
 KINDS = {CLONE.NEWUTS: "uts", CLONE.NEWNS: "mnt", CLONE.NEWIPC: "ipc", CLONE.NEWUSER: "user", CLONE.NEWNET: "net"}
@@ -40,10 +39,13 @@ class Table:
         self.plan = plan
         self.command = command or STANDS
         # Without a PID namespace its daemons can outlive its first process, which waits until the janitor knows whom to look for.
-        self.guarded = not plan.flags & CLONE.NEWPID
+        self.guarded = command is not None and not plan.flags & CLONE.NEWPID
         self.waits = self.guarded or plan.waits
-        self.program = plan.program(command, self.waits) if command else plan.standing(self.waits)
+        self.has_reaper = command is not None and plan.init
+        self.program = plan.program(command, self.guarded) if command else plan.standing()
         self.changes_ids = _changes_ids(plan, self.command)
+        # A part of somebody's own may enter another container's namespaces, where others live.
+        self.joins = any(row.call == "setns" for row in self.program)
         self._layout = Layout(self.program, plan.flags, GIVEN)
         self._free: deque[Image] = deque()
 
@@ -85,20 +87,22 @@ class First(Process):
         self._guard: janitor.Guard | None = None
         self._runs_it = executor()
         self.image = table.take(self._runs_it.shared)
-        self.image.reset(*streams, reaper_file() if table.plan.init else -1)
+        self.image.reset(*streams, reaper_file() if table.has_reaper else -1)
         if cgroup is not None:
             self.image.enter_cgroup(cgroup)
         self._needs_settling = table.changes_ids
-        if table.changes_ids:
+        if table.joins:
+            self.hide()
+        elif table.changes_ids:
             self._mode.enter_context(dumpable.kept())
         self._start()
 
     def _start(self) -> None:
         with Deferred():
             try:
-                self.child = lastingly(lambda: self._runs_it.start(self.image))
+                self.child = self.cloned(lambda: self._runs_it.start(self.image))
             except BaseException:
-                self._mode.close()
+                self.unhide()
                 self.table.give_back(self.image)
                 raise
             self.pid, self.pidfd = self.child.pid, self.child.pidfd
@@ -123,16 +127,20 @@ class First(Process):
         ctypes.memmove(self.image.buffer(buffer), data, buffer.size)
 
     def _place(self) -> None:
+        if self.table.plan.waits:
+            for part in self.table.plan.parts:
+                if part.waits:
+                    self._placed.enter_context(part.place(self))
+            futex_wake(self.image.buffer(GO))
         if self.table.guarded:
-            self._guard = janitor.guard(self.pid, [kind for flag, kind in KINDS.items() if flag & self.table.plan.flags])
-        for part in self.table.plan.parts:
-            if part.waits:
-                self._placed.enter_context(part.place(self))
-        futex_wake(self.image.buffer(GO))
+            while self.image.cell(READY) < 0 and not self.ended(0.0001):
+                pass
+            self._guard = janitor.guard(self.pid)
+            futex_wake(self.image.buffer(KNOWN))
 
     def wait_execed(self) -> None:
         self.child.wait_execed(DONE)
-        if self.table.plan.init and self.image.number(COMMAND_PID):
+        if self.table.has_reaper and self.image.number(COMMAND_PID):
             self.child.wait_execed(COMMAND_DONE)
 
     def _end_others(self) -> None:

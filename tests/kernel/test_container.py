@@ -268,6 +268,10 @@ def test_evidence_of_a_container_that_is_not_running_and_of_one_that_is() -> Non
         assert set(box.evidence().differing) == expected
 
 
+def test_evidence_of_one_with_a_reaper() -> None:
+    assert "pid namespace" in Container(*users(), PID(init=True)).evidence().differing
+
+
 def test_the_table_is_known_before_and_made_of_what_runs() -> None:
     box = Container(*users(), UTS("box"))
     assert [row.call for row in box.setup][-1] == "sethostname"

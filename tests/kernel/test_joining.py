@@ -10,8 +10,9 @@ import pytest
 from here import users
 from waiting import soon
 
-from kernel_lab import PID, Container, Mount, User, joining
+from kernel_lab import PID, Container, Handle, Mount, Part, User, call, process
 from kernel_lab.kernel.calls import dumpable, set_dumpable
+from kernel_lab.kernel.flags import CLONE
 
 # Reads, from every process that it can open, what the creator has at an address of its own.
 ATTACK = """
@@ -62,8 +63,30 @@ def test_nobody_inside_reads_the_creators_memory(secret: ctypes.Array[ctypes.c_c
 
 def test_the_attack_works_where_nothing_guards_against_it(secret: ctypes.Array[ctypes.c_char], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERNEL_LAB_EXECUTOR", "loop")
-    monkeypatch.setattr(joining.dumpable, "closed", nullcontext)
+    monkeypatch.setattr(process.dumpable, "closed", nullcontext)
     assert attacked(secret, 500)
+
+
+class Joins(Part):
+    """A part of a learner's own that enters a container."""
+
+    order = 15
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def rows(self, plan):  # type: ignore[no-untyped-def]
+        other = Handle("other")
+        yield call("pidfd_open", self.pid, 0, into=other)
+        yield call("setns", other, CLONE.NEWUSER | CLONE.NEWNS)
+
+
+def test_a_part_that_joins_is_hidden_like_exec(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(process.dumpable, "closed", lambda: closed.append(True) or nullcontext())  # type: ignore[func-returns-value]
+    with Container(User(), PID(), Mount()).start("sleep 1000") as box:
+        assert Container(Joins(box.pid)).run("true").code == 0
+    assert closed == [True]
 
 
 @pytest.mark.usefixtures("executor")
