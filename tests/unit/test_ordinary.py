@@ -14,7 +14,8 @@ from waiting import soon
 
 from kernel_lab.course.ordinary import Ordinary, ordinary_user, readable
 
-pytestmark = pytest.mark.needs("root", "useradd", "usermod")
+# Slow for `--quick`, which leaves the ordinary user out.
+pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "useradd", "usermod")]
 ACCOUNT = f"klabunit{os.getpid()}"
 ACCOUNTS = ("/etc/passwd", "/etc/group", "/etc/subuid", "/etc/subgid")
 

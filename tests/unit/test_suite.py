@@ -146,6 +146,7 @@ echo "<testsuites><testcase name='a'/><testcase name='b'><skipped message='$name
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs("root", "useradd", "usermod")
 def test_an_ordinary_user_runs_the_kernel_tests_in_a_folder_that_only_root_can_open(tmp_path: Path) -> None:
     project = tmp_path / "closed" / "kit"
