@@ -63,6 +63,7 @@ class Container:
         self.parts = parts
         self.name = name
         self._tables: OrderedDict[Command, Table] = OrderedDict()
+        self._plain: dict[tuple[str, ...], Table] = {}
         self._first: First | None = None
         self._record: records.Record | None = None
         self._last_log = ""
@@ -119,8 +120,20 @@ class Container:
         Raises KernelError for a refused row, TimeoutError after `timeout` seconds, and with `check` a RuntimeError for an exit code other than 0.
         A command that cannot be executed is a Result with code 127 (not found) or 126, and one line of stderr, as in a shell.
         """
-        table = self.table(self.command(argv, env, cwd, user, rlimits))
+        plain = env is None and cwd is None and user is None and rlimits is None
+        table = self._plain_table(argv) if plain else self.table(self.command(argv, env, cwd, user, rlimits))
         return captured(lambda streams: First(table, streams), input, timeout, check)
+
+    def _plain_table(self, argv: tuple[str, ...]) -> Table:
+        """The table of a command without settings, found by its words alone."""
+        if self.plan.root is None:  # its environment is the creator's, which may change
+            return self.table(self.command(argv))
+        try:
+            return self._plain[argv]
+        except (KeyError, TypeError):
+            if len(self._plain) == KEPT_TABLES:
+                self._plain.clear()
+            return self._plain.setdefault(argv, self.table(self.command(argv)))
 
     def exec(
         self,

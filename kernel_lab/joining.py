@@ -115,5 +115,5 @@ class Joined(Process):
             self.child.wait_execed(COMMAND_DONE)
 
     def _release(self) -> None:
-        self.wait_execed()
+        self.child.close()
         self.image.close()

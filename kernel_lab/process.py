@@ -107,16 +107,20 @@ class Process:
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, or 128 + the number of the signal that ended it. Raises TimeoutError after `timeout` seconds."""
-        if not self.ended(timeout):
-            raise TimeoutError(f"{self.command.argv[0]}: still running after {timeout} s")
+        while (code := self._reaped()) is None:
+            if not self.ended(timeout):
+                raise TimeoutError(f"{self.command.argv[0]}: still running after {timeout} s")
+        return code
+
+    def _reaped(self) -> int | None:
+        """Its exit code, if it has ended."""
         with self._lock, Deferred():  # once it has been reaped, nobody can ask again
-            if self.code is None:
-                self._end_others()
-                status = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-                assert status
-                self.seconds = time.monotonic() - self.started
-                self.code = status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
-        return self.code
+            if self.code is None and self._others_ended():
+                status = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+                if status:
+                    self.seconds = time.monotonic() - self.started
+                    self.code = status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
+            return self.code
 
     def signal(self, number: int) -> None:
         """Raises ProcessLookupError when it has ended."""
@@ -140,8 +144,9 @@ class Process:
                 os.close(self.pidfd)
                 self.pidfd = -1
 
-    def _end_others(self) -> None:
-        """What ends with it, before its number can be another's."""
+    def _others_ended(self) -> bool:
+        """Ends what ends with it, once it has ended and before its number can be another's; whether it may be reaped."""
+        return True
 
     def _release(self) -> None:
         """What it has held besides its descriptor."""

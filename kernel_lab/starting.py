@@ -143,15 +143,19 @@ class First(Process):
         if self.table.has_reaper and self.image.number(COMMAND_PID):
             self.child.wait_execed(COMMAND_DONE)
 
-    def _end_others(self) -> None:
-        if self._guard:
-            self._guard.kill_all()
+    def _others_ended(self) -> bool:
+        if self._guard is None:
+            return True
+        if not self.ended(0):
+            return False
+        self._guard.kill_all()
+        return True
 
     def _release(self) -> None:
         with self._placed:
             if self._guard:
                 self._guard.release()
-            self.wait_execed()
+            self.child.close()
             self.table.give_back(self.image)
 
 

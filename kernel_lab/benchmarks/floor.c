@@ -113,7 +113,7 @@ static void network(const struct wishes *w)
 static void leave_creator(void)
 {
     need(prctl(PR_SET_PDEATHSIG, SIGKILL), "death signal");
-    need(setpgid(0, 0), "process group");
+    need(setsid(), "session");
     need(syscall(SYS_close_range, FIRST_OTHER, ~0U, CLOEXEC_RANGE), "close_range");
 }
 

@@ -1,9 +1,14 @@
 """Steps that an interrupt must not cut in two: it waits until they are done."""
 
-import signal
 import threading
+
+# What `signal` wraps: the wrappers turn numbers into enumerations and back, which takes longer than the call.
+from _signal import SIGINT, getsignal, signal  # type: ignore[import-not-found]
+from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any
+
+_MAIN = threading.main_thread().ident
 
 
 class Deferred:
@@ -13,20 +18,26 @@ class Deferred:
     would not do: another thread takes it, and Python still runs the handler in the main thread at its next instruction.
     """
 
+    _handler: Any = None
+    _pending: tuple[int, FrameType | None] | None = None
+    _deferring = False
+
     def __enter__(self) -> None:
-        self._handler: Any = None
-        self._pending: tuple[int, FrameType | None] | None = None
-        if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
+        # One inside another has nothing to do: the outer one waits for the end already.
+        if get_ident() == _MAIN and not Deferred._deferring:
+            handler = getsignal(SIGINT)
             if callable(handler):
-                signal.signal(signal.SIGINT, self._remember)
                 self._handler = handler
+                signal(SIGINT, self._remember)
+                Deferred._deferring = True
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._pending = number, frame
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._handler:
-            signal.signal(signal.SIGINT, self._handler)
+        if self._handler is None:
+            return
+        Deferred._deferring = False
+        signal(SIGINT, self._handler)
         if self._pending:
             self._handler(*self._pending)

@@ -28,6 +28,9 @@ class Child:
         while word.value:
             futex_wait(address, word.value, 1.0)
 
+    def close(self) -> None:
+        """After its end: nothing of what made it is left."""
+
 
 class Loop:
     """Runs tables by machine code. Raises UsageError on a processor that has no loop, KernelError where executable memory is refused."""

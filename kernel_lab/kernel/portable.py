@@ -25,6 +25,10 @@ class HelpedChild(Child):
         """Returns once every process of the table has called execve, or ended: then the helper ends."""
         self._helper.wait()
 
+    def close(self) -> None:
+        """After its end: nothing of what made it is left."""
+        self._helper.wait()
+
 
 class Helper:
     """Runs tables by `python -I -S helper.py`. Needs nothing of the processor, and takes as long as an interpreter's start."""
