@@ -24,7 +24,7 @@ from kernel_lab.namespaces.part import Part
 from kernel_lab.plan import Plan
 from kernel_lab.process import Process, Streams, nothing
 from kernel_lab.refusals import CommandError
-from kernel_lab.starting import KINDS, First, Table, standing
+from kernel_lab.starting import First, Table, standing
 from kernel_lab.state import Creator
 from kernel_lab.streams import Pipes
 
@@ -217,7 +217,7 @@ class Container:
             log=log,
             parts=tuple(map(repr, self.parts)),
             root=self.plan.root,
-            namespaces=tuple(kind for flag, kind in KINDS.items() if flag & self.plan.flags),
+            namespaces=tuple(first.table.kinds),
         )
 
     def keep(self, record: records.Record) -> None:

@@ -17,12 +17,21 @@ from kernel_lab.kernel.executors import executor
 from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.memory import DONE, Image, Layout
-from kernel_lab.kernel.program import Buffer
+from kernel_lab.kernel.program import Buffer, Program
 from kernel_lab.namespaces.user import User
 from kernel_lab.plan import COMMAND_DONE, COMMAND_PID, GIVEN, GO, KNOWN, READY, Plan
 from kernel_lab.process import Process, Streams
 
-KINDS = {CLONE.NEWUTS: "uts", CLONE.NEWNS: "mnt", CLONE.NEWIPC: "ipc", CLONE.NEWUSER: "user", CLONE.NEWNET: "net"}
+KINDS = {
+    CLONE.NEWUTS: "uts",
+    CLONE.NEWNS: "mnt",
+    CLONE.NEWIPC: "ipc",
+    CLONE.NEWUSER: "user",
+    CLONE.NEWPID: "pid",
+    CLONE.NEWNET: "net",
+    CLONE.NEWCGROUP: "cgroup",
+    CLONE.NEWTIME: "time",
+}
 
 MFD_EXEC = 0x10  # linux/memfd.h
 CHANGING = frozenset({"capset", "setfsgid", "setfsuid", "setgid", "setns", "setregid", "setresgid", "setresuid", "setreuid", "setuid", "unshare"})
@@ -46,6 +55,7 @@ class Table:
         self.changes_ids = _changes_ids(plan, self.command)
         # A part of somebody's own may enter another container's namespaces, where others live.
         self.joins = any(row.call == "setns" for row in self.program)
+        self.kinds = _new_kinds(self.program, plan.flags)
         self._layout = Layout(self.program, plan.flags, GIVEN)
         self._free: deque[Image] = deque()
 
@@ -70,6 +80,14 @@ def _changes_ids(plan: Plan, command: Command) -> bool:
     others = (row for part in plan.parts if part is not user for row in part.rows(plan))
     by_map = user is not None and (user.waits or os.geteuid() != 0)
     return by_map or command.user is not None or any(row.call in CHANGING for row in others)
+
+
+def _new_kinds(program: Program, flags: CLONE) -> list[str]:
+    """The namespaces that are made for it. One that it joins (setns) is another container's, whose processes are none of its own."""
+    for row in program:
+        if row.call == "unshare" and isinstance(row.args[0], int):
+            flags |= CLONE(row.args[0])
+    return [kind for flag, kind in KINDS.items() if flag & flags]
 
 
 class First(Process):
@@ -135,7 +153,7 @@ class First(Process):
         if self.table.guarded:
             while self.image.cell(READY) < 0 and not self.ended(0.0001):
                 pass
-            self._guard = janitor.guard(self.pid)
+            self._guard = janitor.guard(self.pid, self.table.kinds)
             futex_wake(self.image.buffer(KNOWN))
 
     def wait_execed(self) -> None:

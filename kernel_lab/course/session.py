@@ -2,8 +2,6 @@
 
 import gc
 import os
-import shlex
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +9,8 @@ from kernel_lab import state
 from kernel_lab.container import Container
 from kernel_lab.course.exercises import check, yours
 from kernel_lab.course.needs import missing
+from kernel_lab.course.oci import crun
+from kernel_lab.course.peers import peer
 from kernel_lab.course.pictures import Box, Link, boxes, rows, side_by_side
 from kernel_lab.course.predictions import predict
 from kernel_lab.kernel.errors import KernelError, UsageError
@@ -20,7 +20,7 @@ from kernel_lab.namespaces.pid import PID
 from kernel_lab.namespaces.user import User
 from kernel_lab.namespaces.uts import UTS
 
-__all__ = ["Box", "Link", "audit", "boxes", "check", "fails", "lab", "peer", "predict", "rows", "side_by_side", "user", "yours"]
+__all__ = ["Box", "Link", "audit", "boxes", "check", "crun", "fails", "lab", "peer", "predict", "rows", "side_by_side", "user", "yours"]
 
 PATIENCE = 20.0  # seconds that the kernel gets to finish what it does after the last process of a namespace is gone
 _begun: list[tuple[str, Snapshot]] = []
@@ -71,13 +71,3 @@ def fails(*errors: type[Exception]) -> Iterator[None]:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}")
     else:
         raise AssertionError("this was to fail on purpose, and it did not")
-
-
-def peer(command: str, timeout: float = 60.0) -> str:
-    """What another tool prints for the same thing; one line that says so where it is not installed, or when it fails."""
-    argv = shlex.split(command)
-    absent = missing(argv[0])
-    if absent:
-        return f"{argv[0]} is not installed here ({absent[argv[0]]})"
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
-    return done.stdout.rstrip("\n") if done.returncode == 0 else f"{argv[0]}: exit {done.returncode}: {' '.join(done.stderr.split())}"

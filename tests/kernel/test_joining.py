@@ -10,7 +10,7 @@ import pytest
 from here import users
 from waiting import soon
 
-from kernel_lab import PID, Container, Handle, Mount, Part, User, call, process
+from kernel_lab import PID, UTS, Container, Handle, Mount, Part, User, call, process
 from kernel_lab.kernel.calls import dumpable, set_dumpable
 from kernel_lab.kernel.flags import CLONE
 
@@ -79,6 +79,22 @@ class Joins(Part):
         other = Handle("other")
         yield call("pidfd_open", self.pid, 0, into=other)
         yield call("setns", other, CLONE.NEWUSER | CLONE.NEWNS)
+
+
+class JoinsUTS(Part):
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def rows(self, plan):  # type: ignore[no-untyped-def]
+        other = Handle("other")
+        yield call("pidfd_open", self.pid, 0, into=other)
+        yield call("setns", other, CLONE.NEWUTS | (CLONE.NEWUSER if users() else CLONE(0)))
+
+
+def test_who_joins_takes_nobody_along_at_its_end() -> None:
+    with Container(*users(), UTS("one")).start("sleep 1000") as one:
+        assert Container(JoinsUTS(one.pid)).run("hostname").stdout == "one\n"
+        assert one.running
 
 
 def test_a_part_that_joins_is_hidden_like_exec(monkeypatch: pytest.MonkeyPatch) -> None:

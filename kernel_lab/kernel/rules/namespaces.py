@@ -96,6 +96,11 @@ def _flags(row: Asked, context: Context) -> Why:
     for flag, other, reason in NEEDS:
         if flag in asked and other not in asked:
             return Why(f"{reason} (clone(2)).", f"Add {shown(other)}.")
+    if row.call == "unshare" and CLONE.NEWPID in asked and any(before.call in ("unshare", "setns") for before in context.before):
+        return Why(
+            "a process whose children are to be born into another PID namespace cannot choose again; only those children can (pid_namespaces(7)).",
+            "Clone a child first, and call unshare there.",
+        )
     if row.call == "unshare" and asked & (CLONE.NEWUSER | CLONE.THREAD):
         return Why(
             "a process with more than one thread may not change its user namespace (unshare(2)), and a notebook has many.",
@@ -179,6 +184,7 @@ NAMESPACES: list[Rule] = [
         " that is not below its own; and a process with several threads cannot change its user or time namespace (setns(2)).",
         "Compare readlink /proc/PID/ns/* of the two, and see Threads: in /proc/self/status.",
     ),
+    says("setns", EBADF, "it takes an open descriptor of a namespace or a process, not a pid (setns(2)).", "Open it: pidfd_open, or /proc/PID/ns/*."),
     says(
         "setns",
         EPERM,

@@ -110,6 +110,12 @@ NETWORK: list[Rule] = [
         "raw and packet sockets need CAP_NET_RAW in the owner of the network namespace (packet(7)).",
         "Add User() and Net(), or run as root.",
     ),
+    says(
+        "connect sendto sendmsg",
+        ENETUNREACH,
+        "no route leads there, and a new network namespace has none but its loopback's (network_namespaces(7)).",
+        "Give it a way out: Net(Bridge()), or Net(Usermode()) without root.",
+    ),
     says("socket", EAFNOSUPPORT, "this kernel has no such address family (socket(2)).", "See modprobe."),
     says(
         "ioctl",
