@@ -13,7 +13,7 @@ from kernel_lab import janitor
 from kernel_lab.command import Command
 from kernel_lab.kernel import dumpable, reaper
 from kernel_lab.kernel.calls import futex_wake
-from kernel_lab.kernel.executors import executor
+from kernel_lab.kernel.executors import executor, with_own_memory
 from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.memory import DONE, Image, Layout
@@ -103,15 +103,14 @@ class First(Process):
         self.command, self.program = table.command, table.program
         self._placed = ExitStack()
         self._guard: janitor.Guard | None = None
-        self._runs_it = executor()
+        # Where others live, a child that shared this process's memory would show it to them (see `joining`); one with its own has nothing to show.
+        self._runs_it = with_own_memory() if table.joins else executor()
         self.image = table.take(self._runs_it.shared)
         self.image.reset(*streams, reaper_file() if table.has_reaper else -1)
         if cgroup is not None:
             self.image.enter_cgroup(cgroup)
         self._needs_settling = table.changes_ids
-        if table.joins:
-            self.hide()
-        elif table.changes_ids:
+        if table.changes_ids:
             self._mode.enter_context(dumpable.kept())
         self._start()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from boxes import KINDS, Life, box, end, go, marked
+from boxes import KINDS, Life, box, cleared, end, go, marked
 from waiting import soon
 
 from kernel_lab import cleanup, records, state
@@ -64,7 +64,7 @@ def boxes(mark: str, life: Life) -> Iterator[Boxes]:
     yield make
     for process in made:
         end(process, mark)
-    assert soon(life.all_ended)
+    assert soon(lambda: cleared(life, mark))
 
 
 def recorded(process: "subprocess.Popen[str]", creator: Creator, name: str = "box", **fields: object) -> Record:

@@ -10,9 +10,10 @@ import pytest
 from here import users
 from waiting import soon
 
-from kernel_lab import PID, UTS, Container, Handle, Mount, Part, User, call, process
+from kernel_lab import IPC, PID, UTS, Container, Handle, Mount, Part, User, call, process
 from kernel_lab.kernel.calls import dumpable, set_dumpable
 from kernel_lab.kernel.flags import CLONE
+from kernel_lab.kernel.native import Loop
 
 # Reads, from every process that it can open, what the creator has at an address of its own.
 ATTACK = """
@@ -97,12 +98,15 @@ def test_who_joins_takes_nobody_along_at_its_end() -> None:
         assert one.running
 
 
-def test_a_part_that_joins_is_hidden_like_exec(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = []
-    monkeypatch.setattr(process.dumpable, "closed", lambda: closed.append(True) or nullcontext())  # type: ignore[func-returns-value]
+def test_a_part_that_joins_shares_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERNEL_LAB_EXECUTOR", "loop")
+    shared: list[bool] = []
+    start = Loop.start
+    monkeypatch.setattr(Loop, "start", lambda loop, image: shared.append(True) or start(loop, image))  # type: ignore[func-returns-value]
     with Container(User(), PID(), Mount()).start("sleep 1000") as box:
-        assert Container(Joins(box.pid)).run("true").code == 0
-    assert closed == [True]
+        assert shared == [True]
+        assert Container(Joins(box.pid), IPC()).run("true").code == 0
+    assert shared == [True]
 
 
 @pytest.mark.usefixtures("executor")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from boxes import KINDS, Life, box, end, go, marked
+from boxes import KINDS, Life, box, cleared, end, go, marked
 from waiting import soon
 
 from kernel_lab.members import Members
@@ -46,7 +46,7 @@ def boxes(mark: str, life: Life) -> Iterator[Boxes]:
         end(process, mark)
         members.close()
     # A hopper that a failed test has let go is seen by none of these, and ends by itself.
-    assert soon(life.all_ended, 80)
+    assert soon(lambda: cleared(life, mark), 80)
 
 
 @pytest.mark.parametrize("tenant", ["daemon", "forker", "hopper", "headless"])

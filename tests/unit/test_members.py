@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from boxes import Life, box, end, go, marked
+from boxes import Life, box, cleared, end, go, marked
 from waiting import soon
 
 from kernel_lab.kernel import procfs
@@ -109,7 +109,7 @@ def test_one_whose_first_thread_has_ended_is_a_member() -> None:
         assert soon(lambda: headless not in marked(mark))
     finally:
         end(process, mark)
-        assert soon(life.all_ended)
+        assert soon(lambda: cleared(life, mark))
         life.close()
 
 
