@@ -8,6 +8,7 @@ from kernel_lab.command import Command
 from kernel_lab.kernel.executors import executor, with_own_memory
 from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.interrupts import Deferred
+from kernel_lab.kernel.kinds import KINDS
 from kernel_lab.kernel.memory import Image, Layout, clone_args
 from kernel_lab.kernel.procfs import namespaces, uid_map
 from kernel_lab.kernel.program import Handle, Program, Row, call
@@ -15,16 +16,6 @@ from kernel_lab.plan import COMMAND, COMMAND_DONE, COMMAND_PID, STDERR, STDIN, S
 from kernel_lab.process import Process, Streams
 
 TARGET = Handle("container")
-KINDS = {
-    "user": CLONE.NEWUSER,
-    "mnt": CLONE.NEWNS,
-    "uts": CLONE.NEWUTS,
-    "ipc": CLONE.NEWIPC,
-    "pid": CLONE.NEWPID,
-    "net": CLONE.NEWNET,
-    "cgroup": CLONE.NEWCGROUP,
-    "time": CLONE.NEWTIME,
-}
 
 
 class Running(Protocol):

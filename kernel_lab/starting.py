@@ -16,22 +16,12 @@ from kernel_lab.kernel.calls import futex_wake
 from kernel_lab.kernel.executors import executor, with_own_memory
 from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.interrupts import Deferred
+from kernel_lab.kernel.kinds import KINDS
 from kernel_lab.kernel.memory import DONE, Image, Layout
 from kernel_lab.kernel.program import Buffer, Program
 from kernel_lab.namespaces.user import User
 from kernel_lab.plan import COMMAND_DONE, COMMAND_PID, GIVEN, GO, KNOWN, READY, Plan
 from kernel_lab.process import Process, Streams
-
-KINDS = {
-    CLONE.NEWUTS: "uts",
-    CLONE.NEWNS: "mnt",
-    CLONE.NEWIPC: "ipc",
-    CLONE.NEWUSER: "user",
-    CLONE.NEWPID: "pid",
-    CLONE.NEWNET: "net",
-    CLONE.NEWCGROUP: "cgroup",
-    CLONE.NEWTIME: "time",
-}
 
 MFD_EXEC = 0x10  # linux/memfd.h
 CHANGING = frozenset({"capset", "setfsgid", "setfsuid", "setgid", "setns", "setregid", "setresgid", "setresuid", "setreuid", "setuid", "unshare"})
@@ -87,7 +77,7 @@ def _new_kinds(program: Program, flags: CLONE) -> list[str]:
     for row in program:
         if row.call == "unshare" and isinstance(row.args[0], int):
             flags |= CLONE(row.args[0])
-    return [kind for flag, kind in KINDS.items() if flag & flags]
+    return [kind for kind, flag in KINDS.items() if flag & flags]
 
 
 class First(Process):
@@ -151,7 +141,7 @@ class First(Process):
             futex_wake(self.image.buffer(GO))
         if self.table.guarded:
             while self.image.cell(READY) < 0 and not self.ended(0.0001):
-                pass
+                Deferred.check()
             self._guard = janitor.guard(self.pid, self.table.kinds)
             futex_wake(self.image.buffer(KNOWN))
 

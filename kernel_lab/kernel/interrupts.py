@@ -6,7 +6,7 @@ import threading
 from _signal import SIGINT, getsignal, signal  # type: ignore[import-not-found]
 from threading import get_ident
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 _MAIN = threading.main_thread().ident
 
@@ -20,16 +20,22 @@ class Deferred:
 
     _handler: Any = None
     _pending: tuple[int, FrameType | None] | None = None
-    _deferring = False
+    _current: ClassVar["Deferred | None"] = None
+
+    @classmethod
+    def check(cls) -> None:
+        """Raises KeyboardInterrupt if there is one to come: for a step that may take long, and can be left."""
+        if cls._current and cls._current._pending and get_ident() == _MAIN:
+            raise KeyboardInterrupt
 
     def __enter__(self) -> None:
         # One inside another has nothing to do: the outer one waits for the end already.
-        if get_ident() == _MAIN and not Deferred._deferring:
+        if get_ident() == _MAIN and Deferred._current is None:
             handler = getsignal(SIGINT)
             if callable(handler):
                 self._handler = handler
                 signal(SIGINT, self._remember)
-                Deferred._deferring = True
+                Deferred._current = self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._pending = number, frame
@@ -37,7 +43,7 @@ class Deferred:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._handler is None:
             return
-        Deferred._deferring = False
+        Deferred._current = None
         signal(SIGINT, self._handler)
         if self._pending:
             self._handler(*self._pending)

@@ -322,6 +322,23 @@ def test_an_interrupt_at_any_moment_leaves_nothing(kind: str) -> None:
     assert done.stdout == "interrupted True\n", done.stderr
 
 
+@pytest.mark.parametrize("parts", ["Stuck()", "Stuck(), PID()"])
+def test_a_start_that_does_not_come_on_can_be_interrupted(parts: str) -> None:
+    code = f"""
+import os, signal, threading
+from kernel_lab import *
+class Stuck(Part):
+    def rows(self, plan):
+        yield call("ppoll", None, 0, None, None, 8, why="never comes back")
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    Container(*([] if os.geteuid() == 0 else [User()]), {parts}).run("true")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "interrupted\n"
+
+
 def test_wait_can_be_interrupted() -> None:
     code = """
 import os, signal, threading
