@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -41,20 +41,25 @@ class Process:
     code: int | None = None
     seconds: float = 0.0
     _needs_settling = False
+    _mode: AbstractContextManager[None] | None = None
     _sharing: tuple[int, int] | None = None
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._mode = ExitStack()
         self.started = time.monotonic()
 
     def wait_execed(self) -> None:
         """Returns once nothing of the table uses the image: the command has taken over, or has failed to."""
         raise NotImplementedError
 
+    def be(self, mode: AbstractContextManager[None]) -> None:
+        """Open or closed to others, until `settle`."""
+        mode.__enter__()
+        self._mode = mode
+
     def hide(self) -> None:
         """Nobody may look into this process until `settle`: the other one, which shares its memory, will be where others live."""
-        self._mode.enter_context(dumpable.closed())
+        self.be(dumpable.closed())
         self._sharing = os.pipe2(os.O_CLOEXEC)
         self._needs_settling = True
 
@@ -83,7 +88,9 @@ class Process:
         if self._sharing:
             os.close(self._sharing[0])
             self._sharing = None
-        self._mode.close()
+        if self._mode:
+            self._mode.__exit__(None, None, None)
+            self._mode = None
 
     def check(self) -> None:
         """Raises what kept the command from running: KernelError for a refused row, CommandError for a command that cannot be executed."""

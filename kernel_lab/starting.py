@@ -6,7 +6,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 
 from kernel_lab import janitor
@@ -87,12 +87,13 @@ class First(Process):
     `cgroup`: the directory of a cgroup v2, as a descriptor, to be born in.
     """
 
+    _placed: ExitStack | None = None
+    _guard: janitor.Guard | None = None
+
     def __init__(self, table: Table, streams: Streams, cgroup: int | None = None) -> None:
         super().__init__()
         self.table = table
         self.command, self.program = table.command, table.program
-        self._placed = ExitStack()
-        self._guard: janitor.Guard | None = None
         # Where others live, a child that shared this process's memory would show it to them (see `joining`); one with its own has nothing to show.
         self._runs_it = with_own_memory() if table.joins else executor()
         self.image = table.take(self._runs_it.shared)
@@ -101,7 +102,7 @@ class First(Process):
             self.image.enter_cgroup(cgroup)
         self._needs_settling = table.changes_ids
         if table.changes_ids:
-            self._mode.enter_context(dumpable.kept())
+            self.be(dumpable.kept())
         self._start()
 
     def _start(self) -> None:
@@ -135,6 +136,7 @@ class First(Process):
 
     def _place(self) -> None:
         if self.table.plan.waits:
+            self._placed = ExitStack()
             for part in self.table.plan.parts:
                 if part.waits:
                     self._placed.enter_context(part.place(self))
@@ -159,7 +161,7 @@ class First(Process):
         return True
 
     def _release(self) -> None:
-        with self._placed:
+        with self._placed or nullcontext():
             if self._guard:
                 self._guard.release()
             self.child.close()
