@@ -63,9 +63,8 @@ class Pipes:
             if any(end == process.pidfd for end, _ in ready):
                 process.wait()
                 break
-        for end in open_ends:  # every writer has ended by now: what is left in the pipe is all there is
-            while text := os.read(end, CHUNK):
-                texts[end].append(text)
+        for end in open_ends:
+            texts[end] += _rest(end)
         return b"".join(texts[self.out]), b"".join(texts[self.err])
 
     def _write(self, poll: select.poll) -> None:
@@ -75,3 +74,13 @@ class Pipes:
                 return
         poll.unregister(self.feed)
         self.close(self.feed)
+
+
+def _rest(end: int) -> list[bytes]:
+    """What is left in a pipe whose writers have ended. Not up to its end: somebody else may hold it open, a process that was forked meanwhile."""
+    os.set_blocking(end, False)
+    texts = []
+    with suppress(BlockingIOError):
+        while text := os.read(end, CHUNK):
+            texts.append(text)
+    return texts

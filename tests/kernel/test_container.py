@@ -75,6 +75,27 @@ def test_output_of_any_size_and_any_bytes() -> None:
     assert len(result.stdout) == 3_000_000 and result.stderr == "\ufffd"
 
 
+def test_output_is_whole_though_somebody_else_holds_the_pipe() -> None:
+    """A process that was forked in the middle of a start has a copy of the pipe's end, and keeps it open."""
+    code = """
+import os, sys, time
+from kernel_lab import *
+from kernel_lab import streams
+made, forked = streams.Pipes.__init__, []
+def make(self, text):
+    made(self, text)
+    forked.append(os.fork())
+    if not forked[-1]:
+        time.sleep(1000)
+streams.Pipes.__init__ = make
+result = Container(*([] if os.geteuid() == 0 else [User()]), PID()).run("sh", "-c", "head -c 50000 /dev/zero; echo end")
+os.kill(forked[0], 9)
+os.waitpid(forked[0], 0)
+print(len(result.stdout))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "50004\n"
+
+
 def test_one_text_is_split_as_a_shell_does_and_several_are_not() -> None:
     box = Container(*users(), UTS("box"))
     assert box.run("printf '%s|' 'a b' c").stdout == "a b|c|"
