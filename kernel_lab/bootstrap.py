@@ -98,7 +98,9 @@ def _settings() -> tuple[str, ...]:
     lines = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout.splitlines()
     asked = {f"Acquire::{kind}::Proxy": os.environ.get(f"{kind}_proxy") for kind in ("http", "https")}
     by_environment = [f'{name} "{value}";' for name, value in asked.items() if value]
-    return *by_environment, *filter(SETTINGS.match, lines)
+    own = tuple(filter(SETTINGS.match, lines))
+    patience = () if any("Acquire::Retries" in line for line in own) else ('Acquire::Retries "5";',)
+    return *by_environment, *own, *patience
 
 
 def _mmdebstrap(what: Recipe) -> list[str]:

@@ -28,7 +28,7 @@ FILES = {
 def busybox() -> Path:
     """A root directory of one program that is several hundred commands, from Debian's package busybox-static."""
     program = _static_busybox()
-    version = hashlib.sha256(program.read_bytes()).hexdigest()[:12]
+    version = hashlib.sha256(program.read_bytes() + repr((DIRECTORIES, FILES)).encode()).hexdigest()[:12]
     return once(f"busybox-{version}", lambda root: _fill(root, program))
 
 

@@ -10,7 +10,7 @@ import pytest
 from here import users
 from waiting import soon
 
-from kernel_lab import IPC, PID, UTS, Container, Handle, Mount, Part, User, call, process
+from kernel_lab import PID, UTS, Container, Handle, Mount, Part, User, call, process
 from kernel_lab.kernel.calls import dumpable, set_dumpable
 from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.native import Loop
@@ -105,7 +105,7 @@ def test_a_part_that_joins_shares_no_memory(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Loop, "start", lambda loop, image: shared.append(True) or start(loop, image))  # type: ignore[func-returns-value]
     with Container(User(), PID(), Mount()).start("sleep 1000") as box:
         assert shared == [True]
-        assert Container(Joins(box.pid), IPC()).run("true").code == 0
+        assert Container(Joins(box.pid)).run("true").code == 0
     assert shared == [True]
 
 

@@ -210,7 +210,7 @@ def test_the_machines_own_sources_and_proxy_are_used(apt: str, monkeypatch: pyte
         ["deb", "https://mirror/security/", f"{apt}-security", "contrib"],
     ]
     proxies = ('Acquire::http::Proxy "http://proxy:3142/";', 'Acquire::http::Proxy::mirror "DIRECT";')
-    assert recipe.settings == (*proxies, 'Acquire::Check-Valid-Until "false";')
+    assert recipe.settings == (*proxies, 'Acquire::Check-Valid-Until "false";', 'Acquire::Retries "5";')
     assert recipe.needs_certificates
     monkeypatch.setenv("https_proxy", "http://other:80")
     assert bootstrap.recipe(apt).settings[0] == 'Acquire::https::Proxy "http://other:80";'

@@ -20,7 +20,7 @@ def numbers_in(header: Path) -> dict[str, int]:
 
 
 def test_x86_64_has_every_number_of_the_header():
-    headers = list(INCLUDE.glob("*/asm/unistd_64.h"))
+    headers = list(INCLUDE.glob("x86_64-linux-gnu/asm/unistd_64.h"))
     if not headers:
         pytest.skip("no asm/unistd_64.h: the C library's headers for x86-64 are not installed")
     for name, nr in numbers_in(headers[0]).items():
