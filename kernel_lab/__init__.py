@@ -1,6 +1,7 @@
 """Containers, built from system calls, with the kernel as the proof."""
 
-from kernel_lab.container import Container, Result
+from kernel_lab.capture import Result
+from kernel_lab.container import Container
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.program import Buffer, Handle, Program, Row, call
 from kernel_lab.namespaces.cgroupns import CgroupNS

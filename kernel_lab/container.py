@@ -4,15 +4,14 @@ import os
 import signal as signals
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 from kernel_lab import command as commands
 from kernel_lab import janitor, records, state
+from kernel_lab.capture import Result, captured
 from kernel_lab.command import Command, Limits
 from kernel_lab.joining import Joined
 from kernel_lab.kernel import procfs
@@ -22,33 +21,12 @@ from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.program import Program
 from kernel_lab.namespaces.part import Part
 from kernel_lab.plan import Plan
-from kernel_lab.process import Process, Streams, nothing
-from kernel_lab.refusals import CommandError
+from kernel_lab.process import Streams, nothing
 from kernel_lab.starting import First, Table, standing
 from kernel_lab.state import Creator
-from kernel_lab.streams import Pipes
 
 KEPT_TABLES = 16
 PATIENCE = 10.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command has left: its output, its exit code (128 + signal if one ended it), and how long it took, in seconds."""
-
-    stdout: str
-    stderr: str
-    code: int
-    seconds: float
-    _table: Callable[[], Program]
-
-    @cached_property
-    def program(self) -> Program:
-        """The command's table, with what the kernel answered."""
-        return self._table()
-
-    def __repr__(self) -> str:
-        return f"Result(code={self.code}, stdout={self.stdout!r}, stderr={self.stderr!r})"
 
 
 class Container:
@@ -304,39 +282,6 @@ class Container:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._first is not None:
             self.kill()
-
-
-def captured(start: Callable[[Streams], Process], input: str | bytes | None, timeout: float | None, check: bool) -> Result:
-    """Starts a process on pipes, and waits for its end and for all that it writes."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    pipes: Pipes | None = None
-    process: Process | None = None
-    try:
-        with Deferred():
-            pipes = Pipes(input.encode() if isinstance(input, str) else input)
-            process = start(Streams(pipes.stdin, pipes.stdout, pipes.stderr))
-        pipes.close(pipes.stdin, pipes.stdout, pipes.stderr)
-        process.settle()
-        out, err = pipes.communicate(process, deadline)
-        return _result(process, out.decode(errors="replace"), err.decode(errors="replace"), check)
-    finally:
-        with Deferred():
-            if process:
-                process.take_back()
-            if pipes:
-                pipes.close()
-
-
-def _result(process: Process, out: str, err: str, check: bool) -> Result:
-    code = process.wait()
-    layout, raw = process.image.layout, process.image.raw()
-    try:
-        process.check()
-    except CommandError as error:
-        code, err = error.code, f"{error}\n"
-    if check and code:
-        raise RuntimeError(f"{' '.join(process.command.argv)}: ended with {code}: {(err or out).strip()}")
-    return Result(out, err, code, process.seconds, lambda: layout.results(raw))
 
 
 @contextmanager
