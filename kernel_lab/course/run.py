@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     cells = sum(len(read(path).cells) for lab in labs if (path := lab.solved if asked.solutions else lab.learner).exists())
-    with tqdm(total=cells, unit="cell", file=sys.stderr, mininterval=0.5, disable=None) as bar:
+    with tqdm(total=cells, unit="cell", file=sys.stderr, mininterval=0.5) as bar:
         reports = [run(lab, solutions=asked.solutions, bar=bar) for lab in labs]
     print(json.dumps([asdict(each) for each in reports], ensure_ascii=False, indent=1) if asked.json else _table(reports))
     return 0 if all(each.ok for each in reports) else 1

@@ -1,6 +1,7 @@
-"""Around every test that touches the kernel: a run directory of the session's own, and the leak audit.
+"""Around every test that touches the kernel: a run directory of the session's own, the leak audit, and the skips with their reasons.
 
 - Every test is audited: what it leaves in the kernel (`kernel_lab.kernel.snapshot`) fails it.
+- `@pytest.mark.needs("root", "nft", ...)` skips where the machine lacks one of these; the words are in tests/needs.py.
 - A test that takes `executor` runs on every executor of this machine, on the first alone with KERNEL_LAB_QUICK=1.
 """
 
@@ -13,12 +14,24 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from needs import reason
 
 from kernel_lab import PID, UTS, Container, User
 from kernel_lab.kernel.executors import available
 from kernel_lab.kernel.snapshot import at_work, snapshot
 
 PATIENCE = 20.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*names): skip where the machine lacks one of these; see tests/needs.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    why = reason(name for mark in item.iter_markers("needs") for name in mark.args)
+    if why:
+        pytest.skip(why)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
