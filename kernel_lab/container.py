@@ -42,6 +42,7 @@ class Container:
         self.name = name
         self._tables: OrderedDict[Command, Table] = OrderedDict()
         self._plain: dict[tuple[str, ...], Table] = {}
+        self._creator = os.getpid()
         self._first: First | None = None
         self._record: records.Record | None = None
         self._last_log = ""
@@ -73,6 +74,9 @@ class Container:
 
     def table(self, command: Command) -> Table:
         """The table of a command, made once for as long as it is in use."""
+        if self._creator != os.getpid():  # a fork: its tables know another creator
+            self._tables.clear()
+            self._creator = os.getpid()
         if command not in self._tables:
             for part in self.plan.parts:  # what was right when the container was put together may not be now
                 part.check(self.plan)
@@ -104,7 +108,9 @@ class Container:
 
     def _plain_table(self, argv: tuple[str, ...]) -> Table:
         """The table of a command without settings, found by its words alone."""
-        if self.plan.root is None:  # its environment is the creator's, which may change
+        # Without a root its environment is the creator's, which may change; and after a fork the creator is another.
+        if self.plan.root is None or self._creator != os.getpid():
+            self._plain.clear()
             return self.table(self.command(argv))
         try:
             return self._plain[argv]

@@ -59,7 +59,7 @@ def _rows(command: Command, flags: CLONE, root: bool) -> Iterator[Row]:
     yield from dies_with_creator()
     yield from execute(command)
     yield call("exit_group", 0, label="leave", why="the one that stays outside has done its part")
-    yield call("exit_group", 0, label="orphan", why="the creator has gone")
+    yield call("exit_group", 1, label="orphan", why="the creator has gone")
 
 
 class Joined(Process):

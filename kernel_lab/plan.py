@@ -185,4 +185,4 @@ def _reaped(command: Command) -> Iterator[Row]:
 def _ends(init: bool) -> Iterator[Row]:
     if init:
         yield call("execveat", REAPER, "", Strings(("init", "2")), Strings(()), AT.EMPTY_PATH, label="init", why="and process 1 becomes the reaper")
-    yield call("exit_group", 0, label="orphan", why="the creator has gone")
+    yield call("exit_group", 1, label="orphan", why="the creator has gone")

@@ -46,6 +46,7 @@ class Process:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._taking = threading.Lock()
         self.started = time.monotonic()
 
     def wait_execed(self) -> None:
@@ -59,8 +60,8 @@ class Process:
 
     def hide(self) -> None:
         """Nobody may look into this process until `settle`: the other one, which shares its memory, will be where others live."""
-        self.be(dumpable.closed())
         self._sharing = os.pipe2(os.O_CLOEXEC)
+        self.be(dumpable.closed())
         self._needs_settling = True
 
     def cloned(self, start: Callable[[], Child]) -> Child:
@@ -110,7 +111,7 @@ class Process:
             return True
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+        return bool(poll.poll(milliseconds(timeout)))
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, or 128 + the number of the signal that ended it. Raises TimeoutError after `timeout` seconds."""
@@ -137,7 +138,7 @@ class Process:
 
     def take_back(self) -> None:
         """Ends it, if it runs, and everything that came with it. Returns when nothing is left; may be called again."""
-        with Deferred():
+        with Deferred(), self._taking:
             if self.pidfd < 0:
                 return
             if self.code is None:
@@ -157,6 +158,11 @@ class Process:
 
     def _release(self) -> None:
         """What it has held besides its descriptor."""
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """A time for poll(2), which takes a number of 31 bits: for longer than 24 days it need not be waited at once."""
+    return None if seconds is None else min(max(0.0, seconds) * 1000, 2.0**31 - 1)
 
 
 @cache

@@ -5,7 +5,7 @@ import select
 import time
 from contextlib import suppress
 
-from kernel_lab.process import Process, nothing
+from kernel_lab.process import Process, milliseconds, nothing
 
 CHUNK = 1 << 16
 
@@ -19,9 +19,13 @@ class Pipes:
     def __init__(self, input: bytes | None) -> None:
         self.ends: list[int] = []
         self.input = input
-        self.stdin, self.feed = self._pipe() if input is not None else (nothing(), -1)
-        self.out, self.stdout = self._pipe()
-        self.err, self.stderr = self._pipe()
+        try:
+            self.stdin, self.feed = self._pipe() if input is not None else (nothing(), -1)
+            self.out, self.stdout = self._pipe()
+            self.err, self.stderr = self._pipe()
+        except BaseException:
+            self.close()
+            raise
 
     def _pipe(self) -> tuple[int, int]:
         pair = os.pipe2(os.O_CLOEXEC)
@@ -47,9 +51,8 @@ class Pipes:
             poll.register(self.feed, select.POLLOUT)
         open_ends = set(texts)
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            ready = poll.poll(left)
-            if not ready:
+            ready = poll.poll(milliseconds(None if deadline is None else deadline - time.monotonic()))
+            if not ready and deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{process.command.argv[0]}: not done in time")
             for end, _ in ready:
                 if end == self.feed:

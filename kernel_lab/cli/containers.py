@@ -109,7 +109,7 @@ def logs(follow: bool, container: str) -> None:
 
 
 @click.command()
-@click.option("--time", "-t", "grace", default=GRACE, help="Seconds between SIGTERM and SIGKILL.")
+@click.option("--time", "-t", "grace", default=GRACE, type=click.FloatRange(0, 1e6), help="Seconds between SIGTERM and SIGKILL.")
 @click.argument("names", nargs=-1, required=True)
 def stop(grace: float, names: tuple[str, ...]) -> None:
     """Ask containers to end, and kill those that do not."""
@@ -184,6 +184,8 @@ def _ended(target: Target, seconds: float | None) -> bool:
 
 def _signal(text: str) -> int:
     try:
+        if text.isdecimal() and not 1 <= int(text) <= 64:
+            raise UsageError(f"signal {text}: signals are numbered 1 to 64")
         return int(text) if text.isdecimal() else signals.Signals["SIG" + text.upper().removeprefix("SIG")]
     except KeyError as error:
         raise UsageError(f"signal {text!r}: kill -l lists their names") from error

@@ -15,10 +15,19 @@ from kernel_lab.container import Container
 VARIABLE = "KERNEL_LAB_MONITOR"
 
 
-def monitored(arguments: list[str], container: Container, command: Command, keep: bool) -> int:
+def told() -> int | None:
+    """The descriptor on which the foreground waits for the container's id, in the process that is its background."""
+    number = os.environ.pop(VARIABLE, None)
+    if number is None:
+        return None
+    os.set_inheritable(int(number), False)
+    return int(number)
+
+
+def monitored(arguments: list[str], tell: int | None, container: Container, command: Command, keep: bool) -> int:
     """The same command line again, as a process in the background that becomes the container's creator; prints the container's id."""
-    if VARIABLE in os.environ:
-        _monitor(int(os.environ.pop(VARIABLE)), container, command, keep)
+    if tell is not None:
+        _monitor(tell, container, command, keep)
         return 0
     answer, question = os.pipe()
     with open(answer, encoding="utf-8") as told:

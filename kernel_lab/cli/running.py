@@ -71,10 +71,11 @@ PROCESS = _options(
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def run(name: str | None, detach: bool, rm: bool, root: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> int:
     """Run a command in a new container. ROOT: busybox, debian, a directory, or host for the host's own root."""
+    tell = detached.told()  # first of all: what this process has in its environment, the command may get
     container = _container(root, name, settings)
     command = _command(container, words or ("sh",), tty and not detach, settings)
     if detach:
-        return detached.monitored(sys.argv[1:], container, command, keep=not rm)
+        return detached.monitored(sys.argv[1:], tell, container, command, keep=not rm)
     return attached(lambda streams: container.launch(command, streams), interactive, tty)
 
 

@@ -45,6 +45,7 @@ def _as(mode: str, other: str) -> Iterator[None]:
     finally:
         with _change:
             _inside[mode] -= 1
-            if not _inside[mode]:
+            if not _inside[mode] or mode == "open":
                 set_dumpable(_before)
+            if not _inside[mode]:
                 _change.notify_all()

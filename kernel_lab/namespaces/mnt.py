@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from errno import EEXIST, EROFS
 from pathlib import Path
 
+from kernel_lab.kernel import executables
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.flags import AT, AT_FD, CLONE, MNT, MOVE_MOUNT, MS, OPEN_TREE
 from kernel_lab.kernel.program import Handle, Row, Words, call
@@ -149,13 +150,20 @@ class Mount(Part):
                 yield from make_directories(bind.target) if os.path.isdir(bind.source) else _make_file(bind.target)
             yield from place(f"bind{number}", bind.target)
 
+    def _is_there(self, path: str) -> bool:
+        """Whether the container will have it: what the kernel shows in /proc and /sys is the same everywhere, all else is the root's."""
+        for place, mounted in (("/proc/", self.proc is not False), ("/sys/", self.sys)):
+            if path.startswith(place):
+                return bool(mounted) and os.path.exists(path)
+        return executables.exists(path, self.root or "/")
+
     def _hidden(self) -> Iterator[Row]:
-        for path in filter(os.path.exists, self.masked):
-            if os.path.isdir(path):
+        for path in filter(self._is_there, self.masked):
+            if self._is_there(path + "/."):
                 yield call("mount", "tmpfs", path, "tmpfs", MS.RDONLY, "size=4k", why="hidden: an empty directory lies on top")
             else:
                 yield call("mount", "/dev/null", path, None, MS.BIND, why="hidden: nothing lies on top")
-        for path in filter(os.path.exists, self.frozen):
+        for path in filter(self._is_there, self.frozen):
             yield call("mount", path, path, None, MS.BIND | MS.REC, why="a mount of its own,")
             yield call("mount_setattr", AT_FD.FDCWD, path, AT.RECURSIVE, READ_ONLY, 32, why="to be read only")
 

@@ -118,7 +118,10 @@ def _by_program(program: str, pid: int, ranges: Map) -> None:
 
 
 def _granted(path: str) -> tuple[int, int]:
-    name = pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        name = str(os.geteuid())
     lines = (line.split(":") for line in Path(path).read_text().splitlines() if line.count(":") == 2) if Path(path).exists() else ()
     for owner, start, count in lines:
         if owner in (name, str(os.geteuid())):

@@ -1,5 +1,6 @@
 """UTS: a host name of its own (uts_namespaces(7))."""
 
+import os
 from collections.abc import Iterable
 
 from kernel_lab.kernel.errors import UsageError
@@ -26,11 +27,11 @@ class UTS(Part):
                 continue
             if not isinstance(name, str) or not name or "\0" in name:
                 raise UsageError(f"{what} {name!r}: it must be a text that is not empty and holds no NUL")
-            if len(name.encode()) > LONGEST:
-                raise UsageError(f"{what} {name!r}: {len(name.encode())} bytes long; the kernel keeps at most {LONGEST} (sethostname(2))")
+            if len(os.fsencode(name)) > LONGEST:
+                raise UsageError(f"{what} {name!r}: {len(os.fsencode(name))} bytes long; the kernel keeps at most {LONGEST} (sethostname(2))")
 
     def rows(self, plan: Plan) -> Iterable[Row]:
         if self.hostname is not None:
-            yield call("sethostname", self.hostname, len(self.hostname.encode()), why="name the new UTS namespace")
+            yield call("sethostname", self.hostname, len(os.fsencode(self.hostname)), why="name the new UTS namespace")
         if self.domainname is not None:
-            yield call("setdomainname", self.domainname, len(self.domainname.encode()), why="and its domain")
+            yield call("setdomainname", self.domainname, len(os.fsencode(self.domainname)), why="and its domain")
