@@ -211,10 +211,11 @@ class Container:
 
     def forget(self) -> None:
         """Drops the record of what has been started; what it has written stays in `logs()`."""
-        if self._record:
+        record = self._record  # another thread may forget at the same time
+        if record:
             self._last_log = self.logs()
-            records.drop(self._record.id)
             self._record = None
+            records.drop(record.id)
 
     @property
     def running(self) -> bool:
@@ -271,8 +272,11 @@ class Container:
 
     def logs(self) -> str:
         """What the started command has written so far, on both streams."""
-        path = self._record.log if self._record else None
-        return Path(path).read_text(errors="replace") if path and os.path.exists(path) else self._last_log
+        record = self._record
+        try:
+            return Path(record.log).read_text(errors="replace") if record and record.log else self._last_log
+        except FileNotFoundError:
+            return self._last_log
 
     def evidence(self) -> Difference:
         """What the kernel says of the container beside the host: of the running one, or of one that is made to be looked at."""

@@ -7,6 +7,8 @@ import pytest
 from kernel_lab.course import exercises
 from kernel_lab.course.exercises import Exercise, State
 
+pytestmark = pytest.mark.slow
+
 LABS = sorted(path.stem.removeprefix("lab_") for path in Path(exercises.__file__).parent.glob("lab_[0-9][0-9].py"))
 ALL = [exercise for lab in LABS for exercise in exercises.of_lab(lab)]
 
