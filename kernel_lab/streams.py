@@ -13,7 +13,7 @@ CHUNK = 1 << 16
 class Pipes:
     """The creator's ends of a command's streams, and the command's own until it has them.
 
-    Without `input` the command reads from /dev/null. Closed as a context manager, whatever happens.
+    Without `input` the command reads from /dev/null. Whoever makes them closes them.
     """
 
     def __init__(self, input: bytes | None) -> None:

@@ -47,7 +47,6 @@ def test_the_creator_stays_where_it_was() -> None:
     before, cwd, root = namespaces(), os.getcwd(), os.stat("/").st_ino
     Container(*users(), UTS("box"), Mount(busybox()), IPC(), PID(), Net()).run("/bin/true", check=True)
     assert (namespaces(), os.getcwd(), os.stat("/").st_ino) == (before, cwd, root)
-    assert not os.path.exists("/proc/self/task/children") and threading.active_count() >= 1
 
 
 def test_output_code_and_time() -> None:

@@ -1,7 +1,6 @@
 """What a container sees of file systems, and that the host sees nothing of it."""
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -113,7 +112,7 @@ def test_a_hostile_symlink_in_the_root_leads_nowhere(tmp_path: Path) -> None:
 
 def test_each_file_system_can_be_left_out() -> None:
     box = Container(*users(), PID(), Mount(busybox(), sys=False, dev=False, proc=False))
-    assert inside(box, "ls /sys /dev /proc").split() == ["/sys:", "/dev:", "/proc:"] or inside(box, "ls /sys; ls /proc").strip() == ""
+    assert inside(box, "ls /sys; ls /proc") == "" and "null" not in inside(box, "ls /dev").split()
 
 
 def test_without_a_pid_or_network_namespace_the_hosts_are_shown() -> None:
@@ -133,5 +132,4 @@ def test_mount_points_are_parsed_as_the_kernel_shows_them(tmp_path: Path) -> Non
     place.mkdir()
     with Container(*users(), Mount(binds=[f"{tmp_path}:{place}"])).start("sleep 1000") as box:
         assert any(mount.point == str(place) for mount in mountinfo.mounts(box.pid))
-    assert stat.S_ISDIR(place.stat().st_mode)
     assert (os.geteuid() == 0) == IS_ROOT

@@ -165,14 +165,14 @@ def test_a_process_inside_a_user_namespace_already(proc: Proc) -> None:
 
 
 def test_a_program_is_looked_for_where_the_rows_have_led(proc: Proc, tmp_path: Path) -> None:
-    (tmp_path / "root/work").mkdir(parents=True)
-    (tmp_path / "root/work/tool").write_text("#!/bin/gone\n")
-    (tmp_path / "root/work/tool").chmod(0o755)
+    (tmp_path / "root/shop").mkdir(parents=True)
+    (tmp_path / "root/shop/tool").write_text("#!/bin/gone\n")
+    (tmp_path / "root/shop/tool").chmod(0o755)
     start = call("execve", "./tool", Strings(("tool",)), Strings(()))
-    moves = [call("chdir", str(tmp_path / "root")), call("pivot_root", ".", "."), call("chdir", "/"), call("chdir", "/work")]
+    moves = [call("chdir", str(tmp_path / "root")), call("pivot_root", ".", "."), call("chdir", "/"), call("chdir", "/shop")]
     said = str(refused(start, 4, ENOENT, Context(before=moves, machine=proc.machine())))
     assert f"/bin/gone does not exist in the root {tmp_path}/root" in said
-    joined = Context(before=[call("chdir", "/work")], machine=proc.machine(), root=str(tmp_path / "root"))
+    joined = Context(before=[call("chdir", "/shop")], machine=proc.machine(), root=str(tmp_path / "root"))
     assert f"/bin/gone does not exist in the root {tmp_path}/root" in str(refused(start, 1, ENOENT, joined))
 
 
