@@ -36,16 +36,17 @@ def captured(start: Callable[[Streams], Process], input: str | bytes | None, tim
     deadline = None if timeout is None else time.monotonic() + timeout
     pipes: Pipes | None = None
     process: Process | None = None
-    try:
-        with Deferred():
+    with Deferred() as interrupts:
+        try:
             pipes = Pipes(input.encode() if isinstance(input, str) else input)
             process = start(Streams(pipes.stdin, pipes.stdout, pipes.stderr))
-        pipes.close(pipes.stdin, pipes.stdout, pipes.stderr)
-        process.settle()
-        out, err = pipes.communicate(process, deadline)
-        return _result(process, out.decode(errors="replace"), err.decode(errors="replace"), check)
-    finally:
-        with Deferred():
+            interrupts.allow()
+            process.settle()
+            out, err = pipes.communicate(process, deadline)
+            interrupts.forbid()
+            return _result(process, out.decode(errors="replace"), err.decode(errors="replace"), check)
+        finally:
+            interrupts.forbid()
             if process:
                 process.take_back()
             if pipes:
@@ -53,7 +54,8 @@ def captured(start: Callable[[Streams], Process], input: str | bytes | None, tim
 
 
 def _result(process: Process, out: str, err: str, check: bool) -> Result:
-    code = process.wait()
+    code = process.code
+    assert code is not None
     layout, raw = process.image.layout, process.image.raw()
     try:
         process.check()

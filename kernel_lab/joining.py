@@ -7,7 +7,6 @@ from typing import Protocol
 from kernel_lab.command import Command
 from kernel_lab.kernel.executors import executor, with_own_memory
 from kernel_lab.kernel.flags import CLONE
-from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.kinds import KINDS
 from kernel_lab.kernel.memory import Image, Layout, clone_args
 from kernel_lab.kernel.procfs import namespaces, uid_map
@@ -75,22 +74,21 @@ class Joined(Process):
         self._has_sibling = bool(flags & CLONE.NEWPID)
         self.program = program(command, flags, any(line.inside == 0 for line in uid_map(target.pid)))
         # A process that shares its memory may not enter a time namespace (EUSERS, setns(2)).
-        self._runs_it = with_own_memory() if flags & CLONE.NEWTIME else executor()
-        self.image = Image(Layout(self.program, CLONE(0), (STDIN, STDOUT, STDERR, TARGET)), self._runs_it.shared)
+        self._executor = with_own_memory() if flags & CLONE.NEWTIME else executor()
+        self.image = Image(Layout(self.program, CLONE(0), (STDIN, STDOUT, STDERR, TARGET)), self._executor.shared)
         self.image.reset(*streams, target.pidfd)
         self.hide()
         self._start()
 
     def _start(self) -> None:
-        with Deferred():
-            try:
-                self.child = self.cloned(lambda: self._runs_it.start(self.image))
-            except BaseException:
-                self.unhide()
-                raise
-            self.pid, self.pidfd = self.child.pid, self.child.pidfd
-            if self._has_sibling:
-                self._go_on_with_sibling()
+        try:
+            self.child = self.cloned(self._executor.start, self.image)
+        except BaseException:
+            self.unhide()
+            raise
+        self.pid, self.pidfd = self.child.pid, self.child.pidfd
+        if self._has_sibling:
+            self._go_on_with_sibling()
 
     def _go_on_with_sibling(self) -> None:
         """The first process only makes the command's, which is this process's child as well; then it ends."""

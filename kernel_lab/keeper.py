@@ -12,19 +12,21 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+A = TypeVar("A")
 T = TypeVar("T")
-Job = tuple[Callable[[], Any], "Future[Any]"]
+Job = tuple[Callable[[Any], Any], Any, "Future[Any]"]
 
+_MAIN = threading.main_thread().ident
 _lock = threading.Lock()
 _queues: dict[int, "SimpleQueue[Job]"] = {}
 
 
-def lastingly(make: Callable[[], T]) -> T:
-    """`make()`, in a thread that lasts as long as this process."""
-    if threading.current_thread() is threading.main_thread():
-        return make()
+def lastingly(make: Callable[[A], T], of: A) -> T:
+    """`make(of)`, in a thread that lasts as long as this process."""
+    if threading.get_ident() == _MAIN:
+        return make(of)
     done: Future[T] = Future()
-    _queue().put((make, done))
+    _queue().put((make, of, done))
     return done.result()
 
 
@@ -39,8 +41,8 @@ def _queue() -> "SimpleQueue[Job]":
 
 def _work(jobs: "SimpleQueue[Job]") -> None:
     while True:
-        make, done = jobs.get()
+        make, of, done = jobs.get()
         try:
-            done.set_result(make())
+            done.set_result(make(of))
         except BaseException as error:
             done.set_exception(error)

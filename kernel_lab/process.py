@@ -64,10 +64,10 @@ class Process:
         self.be(dumpable.closed())
         self._needs_settling = True
 
-    def cloned(self, start: Callable[[], Child]) -> Child:
-        """The child that `start` makes, in a thread that lasts."""
+    def cloned(self, start: Callable[[Image], Child], image: Image) -> Child:
+        """The child that `start` makes of an image, in a thread that lasts."""
         try:
-            return lastingly(start)
+            return lastingly(start, image)
         finally:
             if self._sharing:
                 os.close(self._sharing[1])

@@ -64,7 +64,7 @@ def check_name(name: str) -> None:
 def save(record: Record) -> None:
     """Write the record, unless another living container has its name."""
     directory = _directory()
-    with state.locked(directory):
+    with state.locked(directory / "lock"):
         if not _path(record.id).exists():
             check_name(record.name)
         state.write_atomically(_path(record.id), json.dumps(dataclasses.asdict(record), indent=1))

@@ -60,7 +60,7 @@ def once(name: str, fill: Callable[[Path], None]) -> Path:
     root = store / name
     if root.is_dir():
         return root
-    with state.locked(store):
+    with state.locked(store / "lock"):
         if not root.is_dir():
             half = store / f"{name}.{state.Creator.this().stamp}"
             try:

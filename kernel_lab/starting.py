@@ -7,13 +7,13 @@ import platform
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache
+from functools import cache, cached_property
 
 from kernel_lab import janitor
 from kernel_lab.command import Command
 from kernel_lab.kernel import dumpable, reaper
 from kernel_lab.kernel.calls import futex_wake
-from kernel_lab.kernel.executors import executor, with_own_memory
+from kernel_lab.kernel.executors import Executor, executor, with_own_memory
 from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.kinds import KINDS
@@ -39,22 +39,28 @@ class Table:
         self.command = command or STANDS
         # Without a PID namespace its daemons can outlive its first process, which waits until the janitor knows whom to look for.
         self.guarded = command is not None and not plan.flags & CLONE.NEWPID
-        self.waits = self.guarded or plan.waits
+        self.placed = tuple(part for part in plan.parts if part.waits)
+        self.waits = self.guarded or bool(self.placed)
         self.has_reaper = command is not None and plan.init
         self.program = plan.program(command, self.guarded) if command else plan.standing()
         self.changes_ids = _changes_ids(plan, self.command)
-        # A part of somebody's own may enter another container's namespaces, where others live.
-        self.joins = any(row.call == "setns" for row in self.program)
         self.kinds = _new_kinds(self.program, plan.flags)
         self._layout = Layout(self.program, plan.flags, GIVEN)
         self._free: deque[Image] = deque()
 
-    def take(self, shared: bool) -> Image:
+    @cached_property
+    def executor(self) -> Executor:
+        """What runs it."""
+        # A part of somebody's own may enter another container's namespaces, where others live: there a child that shared this process's
+        # memory would show it to them (see `joining`); one with its own has nothing to show.
+        return with_own_memory() if any(row.call == "setns" for row in self.program) else executor()
+
+    def take(self) -> Image:
         """An image that nobody uses."""
         try:
-            return Image(self._layout, shared) if shared else self._free.popleft()
+            return self._free.popleft()
         except IndexError:
-            return Image(self._layout)
+            return Image(self._layout, self.executor.shared)
 
     def give_back(self, image: Image) -> None:
         """For the next run; a shared one holds a descriptor, and goes."""
@@ -84,7 +90,7 @@ class First(Process):
     """The process that a container begins and ends with.
 
     Raises KernelError at once when the kernel refuses the clone; a refused row is raised by `check`, once the process has ended or called execve.
-    `cgroup`: the directory of a cgroup v2, as a descriptor, to be born in.
+    `cgroup`: the directory of a cgroup v2, as a descriptor, to be born in. Whoever makes one defers interrupts until it is written down.
     """
 
     _placed: ExitStack | None = None
@@ -94,9 +100,7 @@ class First(Process):
         super().__init__()
         self.table = table
         self.command, self.program = table.command, table.program
-        # Where others live, a child that shared this process's memory would show it to them (see `joining`); one with its own has nothing to show.
-        self._runs_it = with_own_memory() if table.joins else executor()
-        self.image = table.take(self._runs_it.shared)
+        self.image = table.take()
         self.image.reset(*streams, reaper_file() if table.has_reaper else -1)
         if cgroup is not None:
             self.image.enter_cgroup(cgroup)
@@ -106,16 +110,15 @@ class First(Process):
         self._start()
 
     def _start(self) -> None:
-        with Deferred():
-            try:
-                self.child = self.cloned(lambda: self._runs_it.start(self.image))
-            except BaseException:
-                self.unhide()
-                self.table.give_back(self.image)
-                raise
-            self.pid, self.pidfd = self.child.pid, self.child.pidfd
-            if self.table.waits:
-                self._place_or_take_back()
+        try:
+            self.child = self.cloned(self.table.executor.start, self.image)
+        except BaseException:
+            self.unhide()
+            self.table.give_back(self.image)
+            raise
+        self.pid, self.pidfd = self.child.pid, self.child.pidfd
+        if self.table.waits:
+            self._place_or_take_back()
 
     def _place_or_take_back(self) -> None:
         try:
@@ -135,11 +138,10 @@ class First(Process):
         ctypes.memmove(self.image.buffer(buffer), data, buffer.size)
 
     def _place(self) -> None:
-        if self.table.plan.waits:
+        if self.table.placed:
             self._placed = ExitStack()
-            for part in self.table.plan.parts:
-                if part.waits:
-                    self._placed.enter_context(part.place(self))
+            for part in self.table.placed:
+                self._placed.enter_context(part.place(self))
             futex_wake(self.image.buffer(GO))
         if self.table.guarded:
             while self.image.cell(READY) < 0 and not self.ended(0.0001):

@@ -116,10 +116,10 @@ def folder(name: str) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """The file at `path`, which is made, or the directory, for us alone among all processes and threads."""
+def locked(path: Path | str) -> Iterator[None]:
+    """The file at `path`, which is made, for us alone among all processes and threads."""
     # A file object and not os.open: an interrupt between two steps would lose a bare number, and with it the descriptor.
-    with open(path / "lock" if path.is_dir() else path, "ab", buffering=0) as file:
+    with open(path, "ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

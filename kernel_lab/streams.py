@@ -1,7 +1,10 @@
 """What goes into a running command and what comes out of it."""
 
+import fcntl
 import os
 import select
+import struct
+import termios
 import time
 from contextlib import suppress
 
@@ -40,35 +43,32 @@ class Pipes:
                 os.close(end)
 
     def communicate(self, process: Process, deadline: float | None) -> tuple[bytes, bytes]:
-        """Feeds the input, and reads until the command and all that it has left behind have ended. Raises TimeoutError at `deadline`."""
+        """Feeds the input, and reads until the command and all that it has left behind have ended. Raises TimeoutError at `deadline`.
+
+        That the process has ended says that nothing more will come. The pipes' own end would say it too, but in two wake-ups more, each
+        of which takes the processor from the process that is ending: so the command's ends stay open here.
+        """
         texts: dict[int, list[bytes]] = {self.out: [], self.err: []}
         poll = select.poll()
-        for end in texts:
-            poll.register(end, select.POLLIN)
+        poll.register(self.out, select.POLLIN)
+        poll.register(self.err, select.POLLIN)
         poll.register(process.pidfd, select.POLLIN)
         if self.input is not None:
+            self.close(self.stdin)  # its reader: should the command close it, the kernel says so
             os.set_blocking(self.feed, False)
             poll.register(self.feed, select.POLLOUT)
-        open_ends = set(texts)
-        while True:
-            ready = poll.poll(milliseconds(None if deadline is None else deadline - time.monotonic()))
+        while process.code is None:
+            ready = poll.poll(None if deadline is None else milliseconds(deadline - time.monotonic()))
             if not ready and deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{process.command.argv[0]}: not done in time")
             for end, _ in ready:
-                if end == self.feed:
+                if end in texts:
+                    texts[end].append(os.read(end, CHUNK))
+                elif end == self.feed:
                     self._write(poll)
-                elif end in open_ends:
-                    if text := os.read(end, CHUNK):
-                        texts[end].append(text)
-                    else:
-                        poll.unregister(end)
-                        open_ends.remove(end)
-            if any(end == process.pidfd for end, _ in ready):
-                process.wait()
-                break
-        for end in open_ends:
-            texts[end] += _rest(end)
-        return b"".join(texts[self.out]), b"".join(texts[self.err])
+                else:
+                    process.wait()
+        return b"".join((*texts[self.out], _rest(self.out))), b"".join((*texts[self.err], _rest(self.err)))
 
     def _write(self, poll: select.poll) -> None:
         with suppress(BrokenPipeError):  # a command may end without having read all, or anything
@@ -79,11 +79,7 @@ class Pipes:
         self.close(self.feed)
 
 
-def _rest(end: int) -> list[bytes]:
-    """What is left in a pipe whose writers have ended. Not up to its end: somebody else may hold it open, a process that was forked meanwhile."""
-    os.set_blocking(end, False)
-    texts = []
-    with suppress(BlockingIOError):
-        while text := os.read(end, CHUNK):
-            texts.append(text)
-    return texts
+def _rest(end: int) -> bytes:
+    """What is left in a pipe (FIONREAD, pipe(7)). Not up to its end: others may hold it open, a process that was forked meanwhile."""
+    (count,) = struct.unpack("i", fcntl.ioctl(end, termios.FIONREAD, bytes(4)))
+    return os.read(end, count) if count else b""

@@ -19,6 +19,7 @@ ROW = 8 * WORDS
 INDIRECT, STORE, RESULT, JUMP, TOLERATE = 7, 8, 9, 10, 11  # the words of a row after its call number and six arguments
 NOT_RUN = -(2**63)
 ALIGN = 16
+CELL = "q8x"
 _NONE = CLONE(0)
 
 
@@ -53,9 +54,10 @@ class Layout:
 
     def __post_init__(self) -> None:
         self.data.extend(bytes(ROW * len(self.program)))
+        self.given_at = len(self.data)
         for handle in (*self.given, *(row.into for row in self.program if row.into)):
             if handle not in self.cells:
-                self.cells[handle] = self._append(struct.pack("<q", -1))
+                self.cells[handle] = self._append(struct.pack(f"<{CELL}", -1))
         for index, row in enumerate(self.program):
             self._row(index * ROW, row)
         self.clone_args = self._data(clone_args(self.flags, DONE, signal.SIGCHLD, pidfd=PIDFD))
@@ -153,7 +155,12 @@ class Image:
             os.ftruncate(self.file, self.size)
         self.address = map_memory(self.size, self.file)
         self._bytes = self._relocated()
-        self._given = [ctypes.c_int64.from_address(self.address + layout.cells[handle]) for handle in layout.given]
+        self._memory = memoryview((ctypes.c_char * len(self._bytes)).from_address(self.address)).cast("B")
+        self._given = struct.Struct("<" + CELL * len(layout.given))
+        # What every start needs, looked up once: clone3's arguments, the word that its child clears, and where the old mask goes.
+        self.clone_args = self.address + layout.clone_args
+        self.old_mask = self.buffer(OLD_MASK)
+        self._pidfd = ctypes.c_int32.from_address(self.buffer(PIDFD))
         self.reset()
 
     def _relocated(self) -> bytes:
@@ -164,15 +171,15 @@ class Image:
 
     def reset(self, *given: int) -> None:
         """As before any run, with the handles of `layout.given` set."""
-        ctypes.memmove(self.address, self._bytes, len(self._bytes))
+        self._memory[:] = self._bytes
         self.given = given
         self.cgroup = -1
-        for cell, value in zip(self._given, given, strict=False):
-            cell.value = value
+        if given:
+            self._given.pack_into(self._memory, self.layout.given_at, *given)
 
     def raw(self) -> bytes:
         """All of it as it is now: `Layout.results` reads it."""
-        return ctypes.string_at(self.address, len(self._bytes))
+        return bytes(self._memory)
 
     def buffer(self, buffer: Buffer) -> int:
         """The address of a buffer."""
@@ -187,12 +194,7 @@ class Image:
     @property
     def pidfd(self) -> int:
         """The descriptor that clone3 has given the creator."""
-        return self.number(PIDFD)
-
-    @property
-    def clone_args(self) -> int:
-        """The address of the arguments of clone3."""
-        return self.address + self.layout.clone_args
+        return self._pidfd.value
 
     def cell(self, handle: Handle) -> int:
         """The value that a handle has taken."""

@@ -6,7 +6,7 @@ import platform
 from kernel_lab.kernel import loop, rules
 from kernel_lab.kernel.calls import executable, function, futex_wait
 from kernel_lab.kernel.errors import UsageError
-from kernel_lab.kernel.memory import CLONE_WORDS, DONE, OLD_MASK, Image
+from kernel_lab.kernel.memory import CLONE_WORDS, DONE, Image
 from kernel_lab.kernel.program import Buffer
 
 _EVERY_SIGNAL = ctypes.c_uint64(2**64 - 1)
@@ -49,7 +49,7 @@ class Loop:
 
     def start(self, image: Image) -> Child:
         """Starts the child; raises KernelError when the kernel refuses the clone."""
-        pid = self._start(image.clone_args, 8 * CLONE_WORDS, image.address, self._signals, image.buffer(OLD_MASK))
+        pid = self._start(image.clone_args, 8 * CLONE_WORDS, image.address, self._signals, image.old_mask)
         if pid < 0:
             raise rules.clone_refused(-pid, image.layout.flags)
         return Child(image, pid, image.pidfd)

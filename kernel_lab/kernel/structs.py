@@ -1,6 +1,7 @@
 """The kernel's structs as bytes, each with the form in which a table of system calls shows it."""
 
 import ipaddress
+import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ def _checked(what: str, value: int, most: int) -> int:
 
 def _address(text: str) -> bytes:
     try:
-        return ipaddress.IPv4Address(text).packed
-    except ValueError:
+        return socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
         raise UsageError(f"{text!r} is not an IPv4 address like 10.0.0.1") from None
 
 

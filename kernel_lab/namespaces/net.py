@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.flags import AF, CLONE, IFF, SIOC, SOCK
@@ -90,6 +91,16 @@ def _set(request: SIOC, value: Arg, why: str) -> Row:
 def _plugged(bridge: Bridge, child: Waiting, address: str | None) -> Iterator[Endpoint]:
     with bridge.attached(child.pid, address) as place:
         child.fill(ADDRESS, ifreq(INSIDE, address=place.address).data)
-        child.fill(NETMASK, ifreq(INSIDE, address=place.netmask).data)
-        child.fill(ROUTE, rtentry("0.0.0.0/0", place.gateway).data)
+        child.fill(NETMASK, _netmask(place.netmask))
+        child.fill(ROUTE, _route(place.gateway))
         yield place
+
+
+@cache
+def _netmask(text: str) -> bytes:
+    return ifreq(INSIDE, address=text).data
+
+
+@cache
+def _route(gateway: str) -> bytes:
+    return rtentry("0.0.0.0/0", gateway).data

@@ -1,7 +1,7 @@
 """Which address a container gets, and the name of its link, which is made of the address."""
 
 import socket
-from collections.abc import Iterator
+from functools import cache
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from kernel_lab.networks.ledger import Ledger
 from kernel_lab.networks.netlink import index_of
 
 PREFIX = "klab"
-_given: dict[IPv4Network, str] = {}
+_given: dict[str, int] = {}  # how many addresses after the first one the last one was, by network
 
 
 class Endpoint(NamedTuple):
@@ -21,13 +21,19 @@ class Endpoint(NamedTuple):
     gateway: str
 
 
+@cache
 def gateway(subnet: IPv4Network) -> str:
     """The bridge's own address: the first one."""
     return str(subnet.network_address + 1)
 
 
 def endpoint(subnet: IPv4Network, address: str) -> Endpoint:
-    return Endpoint(address, str(subnet.netmask), gateway(subnet))
+    return Endpoint(address, _netmask(subnet), gateway(subnet))
+
+
+@cache
+def _netmask(subnet: IPv4Network) -> str:
+    return str(subnet.netmask)
 
 
 def link_name(address: str) -> str:
@@ -65,40 +71,42 @@ def check_inside(address: str, subnet: IPv4Network) -> str:
 
 def choose(subnet: IPv4Network, ledger: Ledger) -> str:
     """The address after the one that this process gave out last, so that who has just ended is not mistaken for who begins."""
-    left_over = None
-    for address in _round(subnet, _given.get(subnet)):
-        if _held(address, ledger):
+    users = {entry.key: entry for entry in ledger.entries()}
+    first, count = _span(subnet)
+    last, left_over = _given.get(ledger.directory, -1), None
+    for step in range(last + 1, last + 1 + count):
+        address = _text(first + step % count)
+        if address in users and users[address].alive():
             continue
         # The kernel takes a network namespace apart some time after its last process, and until then answers for its address.
-        if not index_of(link_name(address)):
-            break
-        left_over = left_over or address
+        if index_of(link_name(address)):
+            left_over = left_over or (step, address)
+            continue
+        break
     else:
         if not left_over:
             raise UsageError(f"every address of {subnet} is taken: end a container, or make a bridge with a larger subnet")
-        address = left_over
-    _given[subnet] = address
+        step, address = left_over
+    _given[ledger.directory] = step % count
     return address
 
 
-def begin(subnet: IPv4Network) -> None:
+@cache
+def _span(subnet: IPv4Network) -> tuple[int, int]:
+    """The first address for a container, as a number, and how many there are: all but the subnet's own, the bridge's, and the broadcast."""
+    return int(subnet.network_address) + 2, subnet.num_addresses - 3
+
+
+def _text(address: int) -> str:
+    return socket.inet_ntoa(address.to_bytes(4, "big"))
+
+
+def begin(ledger: Ledger) -> None:
     """A new bridge begins with the first address again."""
-    _given.pop(subnet, None)
+    _given.pop(ledger.directory, None)
 
 
 def check_free(address: str, ledger: Ledger) -> None:
-    if _held(address, ledger):
-        raise UsageError(f"address {address} is taken by another container: choose another, or end that one")
-
-
-def _held(address: str, ledger: Ledger) -> bool:
     entry = ledger.entry(address)
-    return entry is not None and entry.alive()
-
-
-def _round(subnet: IPv4Network, last: str | None) -> Iterator[str]:
-    """The addresses for containers, once each, from the one after `last` on."""
-    base, count = int(subnet.network_address) + 2, subnet.num_addresses - 3
-    after = int(IPv4Address(last)) + 1 - base if last else 0
-    for step in range(count):
-        yield str(IPv4Address(base + (after + step) % count))
+    if entry and entry.alive():
+        raise UsageError(f"address {address} is taken by another container: choose another, or end that one")

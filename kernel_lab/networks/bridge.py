@@ -17,7 +17,7 @@ from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.networks import addresses, ledger, lifetime, messages, nat, routes
 from kernel_lab.networks.addresses import Endpoint, link_name
-from kernel_lab.networks.ledger import Entry, Ledger, locked
+from kernel_lab.networks.ledger import Entry, Ledger
 from kernel_lab.networks.lifetime import Settings
 from kernel_lab.networks.netlink import ask, index_of
 from kernel_lab.state import Creator
@@ -76,8 +76,8 @@ class Bridge:
     def open(self) -> Self:
         """Keeps the bridge up until `close()`, or until this process ends."""
         key = f"open.{secrets.token_hex(4)}"
-        _watch(os.getpid(), str(ledger.root()))
-        with Deferred(), locked():
+        _watch(os.getpid(), self._ledger.directory)
+        with Deferred(), self._ledger.locked():
             self._ensure()
             self._ledger.add(Entry(key, ledger.me()))
             _opened[key] = self._ledger
@@ -101,14 +101,14 @@ class Bridge:
 
         The link goes with the namespace, which the kernel takes apart by itself once nobody is in it.
         """
-        _watch(os.getpid(), str(ledger.root()))
-        with locked():
+        _watch(os.getpid(), self._ledger.directory)
+        with self._ledger.locked():
             link, place = self._reserve(pid, address)
         try:
             ask(messages.veth(link_name(place.address), link, pid, place.address))
             yield place
         finally:
-            with locked():
+            with self._ledger.locked():
                 lifetime.leave(self._ledger, place.address)
 
     def __repr__(self) -> str:
@@ -185,7 +185,7 @@ _opened: dict[str, Ledger] = {}
 
 
 def _close(record: Ledger, key: str) -> None:
-    with Deferred(), locked():
+    with Deferred(), record.locked():
         _opened.pop(key, None)
         lifetime.leave(record, key)
 

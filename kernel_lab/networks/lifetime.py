@@ -59,7 +59,7 @@ def make(record: Ledger, choose: Callable[[], Settings]) -> Settings:
         record.begin(str(wanted))
         _make(record.name, wanted, undo)
         record.complete()
-        addresses.begin(wanted.subnet)
+        addresses.begin(record)
         undo.pop_all()
     return wanted
 
@@ -91,6 +91,5 @@ def _take_down(record: Ledger) -> None:
 
 def leave(record: Ledger, key: str) -> None:
     """One user less; the last one takes the bridge down."""
-    record.drop(key)
-    if record.begun() and not record.in_use():
+    if not any(entry.alive() for entry in record.drop(key)) and record.begun():
         take_down(record)

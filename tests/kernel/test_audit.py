@@ -185,6 +185,7 @@ def test_writes_a_record():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quick", ["0", "1"])
 def test_a_test_that_leaks_fails_and_no_other(tmp_path: Path, quick: str) -> None:
     conftest = (HERE / "conftest.py").read_text()

@@ -96,6 +96,7 @@ def test_what_jupyter_and_nbval_must_know_is_in_the_tags(built: Lab) -> None:
     assert found == {(), ("exercise", "raises-exception"), ("measured", "nbval-ignore-output"), ("fails",)}
 
 
+@pytest.mark.slow
 def test_two_builds_are_identical_and_measured_again_only_when_asked(built: Lab) -> None:
     before = [path.read_bytes() for path in (built.learner, built.solved)]
     assert main(built) == 0
@@ -191,6 +192,7 @@ def test_lint_finds_nothing_in_a_good_lab(tmp_path: Path) -> None:
     assert lint.of_source(write(tmp_path / "labs")) == []
 
 
+@pytest.mark.slow
 def test_a_lab_that_fails_is_not_written(built: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     write(built.source.parents[1], real=prose("## Against the real thing") + code("10 / 0"))
     before = built.learner.read_bytes()
@@ -199,6 +201,7 @@ def test_a_lab_that_fails_is_not_written(built: Lab, capsys: pytest.CaptureFixtu
     assert "cell 19: ZeroDivisionError: division by zero" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_solution_that_is_wrong_is_not_written(built: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     write(built.source.parents[1], build=PARTS["build"].replace("answer = 10", "answer = 9"))
     before = built.solved.read_bytes()
@@ -231,6 +234,7 @@ def learners(number: str, source: str) -> Callable[[dict], object]:
     return edit
 
 
+@pytest.mark.slow
 def test_a_learners_mistakes_do_not_stop_a_run(built: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """One exercise has an error of syntax; the other's check never comes back."""
     write(built.source.parents[1], exercises=code(LOOP))
@@ -243,12 +247,14 @@ def test_a_learners_mistakes_do_not_stop_a_run(built: Lab, capsys: pytest.Captur
     assert "99_ten" in told.err
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_names_the_cell(built: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     change(built.learner, lambda notebook: notebook["cells"][2].update(source=["import os\nos._exit(1)"]))
     assert run.main(["--folder", str(built.source.parents[1]), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["result"] == "cell 3: Kernel died"
 
 
+@pytest.mark.slow
 def test_an_unsolved_solution_fails_a_run(built: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     change(built.solved, learners("99.1", 'check("99.1", 4)'))
     assert run.main(["--folder", str(built.source.parents[1]), "--json", "--solutions"]) == 1
@@ -280,6 +286,7 @@ def test_ids_differ_even_where_sources_do_not(tmp_path: Path) -> None:
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.slow
 def test_nbval_compares_what_was_built_and_leaves_out_what_the_machine_lacks(built: Lab) -> None:
     """The cell whose tool is missing has another output than it would have; the measured one, too."""
     labs = built.source.parents[1]
@@ -293,6 +300,7 @@ def test_nbval_compares_what_was_built_and_leaves_out_what_the_machine_lacks(bui
     assert "23 passed, 1 skipped" in done.stdout
 
 
+@pytest.mark.slow
 def test_nbval_sees_an_output_that_changed(built: Lab) -> None:
     shutil.copy(LABS / "conftest.py", built.learner.parent)
     change(built.learner, lambda notebook: notebook["cells"][18].update(source=["print(11)"]))

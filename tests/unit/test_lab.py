@@ -70,6 +70,7 @@ def test_an_unknown_command_is_one_clear_line_and_exit_status_2(checkout: Path) 
     assert not (checkout / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_the_first_use_sets_up_and_the_second_does_not(first_use: tuple[Path, Done]) -> None:
     checkout, first = first_use
     assert (first.returncode, first.stdout) == (0, "True\n"), first.stderr

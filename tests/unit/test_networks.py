@@ -142,14 +142,14 @@ def test_an_address_that_a_living_container_has_is_refused_and_a_dead_ones_is_no
 def test_addresses_go_round_and_skip_the_living() -> None:
     small = IPv4Network("10.213.9.0/29")
     record = Ledger(NAME)
-    addresses.begin(small)
+    addresses.begin(record)
     with ledger.locked():
         record.begin(f"{small} with nat")
         record.add(Entry("10.213.9.3", ledger.me(), 1))
         record.add(Entry("10.213.9.4", DEAD, 1))
         given = [addresses.choose(small, record) for _ in range(5)]
         assert given == [f"10.213.9.{last}" for last in (2, 4, 5, 6, 2)]
-        addresses.begin(small)
+        addresses.begin(record)
         assert addresses.choose(small, record) == "10.213.9.2"
         for last in (2, 4, 5, 6):
             record.add(Entry(f"10.213.9.{last}", ledger.me(), 1))
