@@ -1,6 +1,7 @@
 """Containers, built from system calls, with the kernel as the proof."""
 
 from kernel_lab.capture import Result
+from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.container import Container
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.program import Buffer, Handle, Program, Row, call
@@ -14,6 +15,7 @@ from kernel_lab.namespaces.timens import Time
 from kernel_lab.namespaces.user import User
 from kernel_lab.namespaces.uts import UTS
 from kernel_lab.refusals import CommandError
+from kernel_lab.unionfs.overlay import Overlay
 
 __all__ = [
     "IPC",
@@ -21,6 +23,7 @@ __all__ = [
     "UTS",
     "Bind",
     "Buffer",
+    "Cgroup",
     "CgroupNS",
     "CommandError",
     "Container",
@@ -28,6 +31,7 @@ __all__ = [
     "KernelError",
     "Mount",
     "Net",
+    "Overlay",
     "Part",
     "Program",
     "Result",

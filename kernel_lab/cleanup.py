@@ -6,8 +6,6 @@ are what the rest is found by.
 
 import errno
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -168,26 +166,7 @@ def _files() -> Iterator[Leftover]:
         for path in sorted((*Path(place).glob("*"), *Path(place).glob("*/*"))):
             creator = Creator.in_name(path.name)
             if creator and not creator.alive():
-                yield Leftover("file", str(path), _dead(creator), partial(discard, path))
-
-
-def discard(path: Path) -> None:
-    """Remove a file, or a directory with all that is in it, unless it is gone already."""
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-        return
-    # Through a bind mount, all that could be deleted would be the host's.
-    inside = f"{os.path.realpath(path)}/"
-    if mounted := [mount.point for mount in mountinfo.mounts() if f"{mount.point}/".startswith(inside)]:
-        raise RuntimeError(f"{path}: not removed, since {mounted[0]} is mounted there")
-    # What a user's root filesystem holds belongs to ids that are that user's only in a user namespace.
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        return
-    except PermissionError:
-        command = ["unshare", "--user", "--map-root-user", "--map-auto", "rm", "-rf", "--one-file-system", str(path)]
-        subprocess.run(command, check=True, capture_output=True)
+                yield Leftover("file", str(path), _dead(creator), partial(state.discard, path))
 
 
 def _log() -> Iterator[Leftover]:

@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from errno import ENOENT
 from functools import lru_cache
 
 from kernel_lab.kernel import executables
@@ -60,7 +61,7 @@ class Command:
 
 
 def settled(
-    root: str | None,
+    roots: tuple[str, ...],
     argv: tuple[str, ...],
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
@@ -68,10 +69,13 @@ def settled(
     rlimits: Limits | None = None,
     terminal: bool = False,
 ) -> Command:
-    """The command that these settings mean in a container with this root (None: the host's own). Raises UsageError for wrong ones."""
+    """The command that these settings mean in a container. Raises UsageError for wrong ones.
+
+    `roots`: the directories that its root is made of, the topmost first; none: it is the host's own.
+    """
     if cwd is not None and (not isinstance(cwd, str) or not cwd or "\0" in cwd):
         raise UsageError(f"cwd={cwd!r}: a working directory is a path")
-    return Command(words(argv), environment(root, env), cwd, identity(user, root), limits(rlimits), terminal, hosts=root is None)
+    return Command(words(argv), environment(roots, env), cwd, identity(user, roots), limits(rlimits), terminal, hosts=not roots)
 
 
 def words(argv: tuple[str, ...]) -> tuple[str, ...]:
@@ -94,9 +98,9 @@ def _split(text: str) -> tuple[str, ...]:
         raise UsageError(f"command {text!r}: {error}") from error
 
 
-def environment(root: str | None, given: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+def environment(roots: tuple[str, ...], given: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     """With a root of its own a container gets a small environment; in the host's tree it gets its creator's. `given` comes on top."""
-    base = dict(os.environ) if root is None else {"PATH": PATH, "HOME": "/root"}
+    base = {"PATH": PATH, "HOME": "/root"} if roots else dict(os.environ)
     base.update([MARK])
     for name, value in (given or {}).items():
         if not isinstance(name, str) or not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
@@ -119,41 +123,46 @@ def _limit(name: str, value: int | tuple[int, int]) -> tuple[int, int, int]:
     return LIMITS[name], soft, hard
 
 
-def identity(text: str | int | None, root: str | None) -> User | None:
+def identity(text: str | int | None, roots: tuple[str, ...]) -> User | None:
     """`UID`, `UID:GID`, or names that are looked up in the root's own /etc/passwd and /etc/group. Raises UsageError for an unknown one."""
     if text is None:
         return None
     name, _, group = str(text).partition(":")
-    entries = _entries(root, "passwd")
+    entries = _entries(roots, "passwd")
     entry = next((fields for fields in entries if name in (fields[0], fields[2])), None)
     if entry is None and not name.isdecimal():
-        raise UsageError(f"user {name!r}: not in {root or ''}/etc/passwd; a number works without an entry")
+        raise UsageError(f"user {name!r}: not in {roots[-1] if roots else ''}/etc/passwd; a number works without an entry")
     uid = int(entry[2]) if entry else int(name)
-    gid = _group(root, group) if group else int(entry[3]) if entry else 0
+    gid = _group(roots, group) if group else int(entry[3]) if entry else 0
     if max(uid, gid) >= 2**32 - 1:
         raise UsageError(f"user {text!r}: ids end at {2**32 - 2}")
-    return User(uid, gid, () if entry is None else _groups(root, entry[0]))
+    return User(uid, gid, () if entry is None else _groups(roots, entry[0]))
 
 
-def _entries(root: str | None, file: str) -> list[list[str]]:
-    # The root is the container's: a link in it must not lead out, and what is no file must not keep us waiting.
-    try:
-        with executables.opened(root or "/", f"/etc/{file}", O.RDONLY | O.NONBLOCK | O.CLOEXEC) as descriptor:
-            text = os.read(descriptor, LONGEST).decode(errors="replace") if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
-    except OSError:
-        return []
-    lines = [line.split(":") for line in text.splitlines() if line.count(":") >= 3]
+def _entries(roots: tuple[str, ...], file: str) -> list[list[str]]:
+    lines = [line.split(":") for line in _text(roots or ("/",), f"/etc/{file}").splitlines() if line.count(":") >= 3]
     return [fields for fields in lines if fields[2].isdecimal() and (file != "passwd" or fields[3].isdecimal())]
 
 
-def _group(root: str | None, name: str) -> int:
-    entry = next((fields for fields in _entries(root, "group") if name in (fields[0], fields[2])), None)
+def _text(roots: tuple[str, ...], path: str) -> str:
+    """What the file holds in the topmost root that has one."""
+    for root in roots:
+        # The root is the container's: a link in it must not lead out, and what is no file must not keep us waiting.
+        try:
+            with executables.opened(root, path, O.RDONLY | O.NONBLOCK | O.CLOEXEC) as descriptor:
+                return os.read(descriptor, LONGEST).decode(errors="replace") if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+        except OSError as error:
+            if error.errno != ENOENT:
+                return ""
+    return ""
+
+
+def _group(roots: tuple[str, ...], name: str) -> int:
+    entry = next((fields for fields in _entries(roots, "group") if name in (fields[0], fields[2])), None)
     if entry is None and not name.isdecimal():
-        raise UsageError(f"group {name!r}: not in {root or ''}/etc/group; a number works without an entry")
+        raise UsageError(f"group {name!r}: not in {roots[-1] if roots else ''}/etc/group; a number works without an entry")
     return int(entry[2]) if entry else int(name)
 
 
-def _groups(root: str | None, name: str) -> tuple[int, ...]:
-    return tuple(int(fields[2]) for fields in _entries(root, "group") if name in fields[3].split(","))
-
-
+def _groups(roots: tuple[str, ...], name: str) -> tuple[int, ...]:
+    return tuple(int(fields[2]) for fields in _entries(roots, "group") if name in fields[3].split(","))

@@ -70,7 +70,7 @@ class Container:
         terminal: bool = False,
     ) -> Command:
         """The command that these settings mean in this container. Raises UsageError for wrong ones."""
-        return commands.settled(self.plan.root, argv, env, cwd, user, rlimits, terminal)
+        return commands.settled(self.plan.roots, argv, env, cwd, user, rlimits, terminal)
 
     def table(self, command: Command) -> Table:
         """The table of a command, made once for as long as it is in use."""
@@ -109,7 +109,7 @@ class Container:
     def _plain_table(self, argv: tuple[str, ...]) -> Table:
         """The table of a command without settings, found by its words alone."""
         # Without a root its environment is the creator's, which may change; and after a fork the creator is another.
-        if self.plan.root is None or self._creator != os.getpid():
+        if not self.plan.roots or self._creator != os.getpid():
             self._plain.clear()
             return self.table(self.command(argv))
         try:
@@ -200,7 +200,7 @@ class Container:
             created=time.time(),
             log=log,
             parts=tuple(map(repr, self.parts)),
-            root=self.plan.root,
+            root=":".join(self.plan.roots) or None,
             namespaces=tuple(first.table.kinds),
         )
 
@@ -277,6 +277,10 @@ class Container:
             return Path(record.log).read_text(errors="replace") if record and record.log else self._last_log
         except FileNotFoundError:
             return self._last_log
+
+    def made(self, part: Part) -> object:
+        """What a part's `prepare` has made for the running container: its cgroup, its union file system."""
+        return self.first.made[part]
 
     def evidence(self) -> Difference:
         """What the kernel says of the container beside the host: of the running one, or of one that is made to be looked at."""

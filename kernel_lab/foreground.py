@@ -2,28 +2,33 @@
 
 import fcntl
 import os
-import pty
 import select
 import signal
+import socket
 import struct
 import sys
 import termios
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from errno import EAGAIN, EIO
+from io import FileIO
 from types import FrameType
 
 from kernel_lab.process import Process, Streams, nothing
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 CHUNK = 1 << 16
+MOMENT = 0.1
+# The end of the input is, for a terminal, Ctrl-D at the beginning of a line; within one it only sends what is there of it.
+END = b"\x04\x04"
 
 Start = Callable[[Streams], Process]
 
 
 def attached(start: Start, interactive: bool, terminal: bool) -> int:
     """Runs a process with the caller's streams to its end; returns its exit code. `interactive`: it may read what the caller can read."""
-    return _on_terminal(start) if terminal else _on_streams(start, interactive)
+    return _on_terminal(start, interactive) if terminal else _on_streams(start, interactive)
 
 
 def _on_streams(start: Start, interactive: bool) -> int:
@@ -36,17 +41,34 @@ def _on_streams(start: Start, interactive: bool) -> int:
             os.close(number)
 
 
-def _on_terminal(start: Start) -> int:
-    ours, its = pty.openpty()
-    for number in (ours, its):
-        os.set_inheritable(number, False)
-    try:
-        _copy_size(ours)
-        with _raw(0):
-            return _to_the_end(start, Streams(its, its, its), lambda process: _converse(process, ours))
-    finally:
-        os.close(ours)
-        os.close(its)
+def _on_terminal(start: Start, interactive: bool) -> int:
+    console, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with console, theirs, FileIO(_screen(), "w") as screen, _raw(0) if interactive else nullcontext():
+
+        def converse(process: Process) -> None:
+            try:
+                master = _received(console)
+            except BlockingIOError:
+                return  # its table has run, and a row was refused
+            with FileIO(master, "r+") as terminal:
+                _converse(process, terminal.fileno(), screen.fileno(), interactive)
+
+        return _to_the_end(start, Streams(theirs.fileno(), screen.fileno(), screen.fileno()), converse)
+
+
+def _screen() -> int:
+    """The caller's output. A terminal is opened anew: that nobody waits when this process writes to it must not be so for its other writers."""
+    if os.isatty(1):
+        with suppress(PermissionError):  # after su(1) it is another user's
+            return os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _received(console: socket.socket) -> int:
+    """The container's terminal: the end at which one types. Raises BlockingIOError when it has not been sent."""
+    _, (terminal,), _, _ = socket.recv_fds(console, 1, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    os.set_blocking(terminal, False)
+    return terminal
 
 
 def _to_the_end(start: Start, streams: Streams, until: Callable[[Process], object]) -> int:
@@ -96,35 +118,85 @@ class _PassedOn:
             self._process.signal(number)
 
 
-def _converse(process: Process, terminal: int) -> None:
-    """What is typed goes to the terminal's other end, and what comes out of it is shown, until the process has ended and all is shown."""
-    resized = signal.signal(signal.SIGWINCH, lambda *_: _copy_size(terminal))
-    try:
-        listening = [0, terminal, process.pidfd]
+class _Way:
+    """One direction of a conversation: what has been read from its source and not been written to its target yet."""
+
+    def __init__(self, source: int, target: int, at_end: bytes = b"") -> None:
+        self.source, self.target, self.at_end = source, target, at_end
+        self.held = b""
+        self.open = True
+
+    @property
+    def end(self) -> int:
+        """The one of its two ends that it waits for."""
+        return self.target if self.held else self.source
+
+    def go_on(self) -> None:
+        """One step, where `end` is ready for it."""
+        if self.held:
+            # So much a pipe takes at once when it takes anything (pipe(7)).
+            self.held = self.held[os.write(self.target, self.held[: select.PIPE_BUF]) :]
+        else:
+            text = os.read(self.source, CHUNK)
+            self.held, self.open = text or self.at_end, bool(text)
+
+
+def _converse(process: Process, terminal: int, screen: int, interactive: bool) -> None:
+    """What is typed goes to the terminal, and what comes out of it is shown, until the process has ended and all is shown.
+
+    Neither direction waits for the other: a command may read nothing, or nobody what it writes.
+    """
+    shown, typed = _Way(terminal, screen), _Way(0, terminal, END)
+    ways = [shown, typed] if interactive else [shown]
+    with _as_large_as(screen, terminal):
         while True:
-            ready, _, _ = select.select(listening, [], [])
-            if terminal in ready:
-                _show(terminal)
-            elif process.pidfd in ready:
-                return
-            if 0 in ready:
-                typed = os.read(0, CHUNK)
-                os.write(terminal, typed or b"\x04")  # the end of the input is, for a terminal, Ctrl-D
-                if not typed:
-                    listening.remove(0)
-    finally:
-        signal.signal(signal.SIGWINCH, resized)
+            reading = [way.source for way in ways if not way.held and way.open]
+            readable, writable, _ = select.select([process.pidfd, *reading], [way.target for way in ways if way.held], [])
+            if process.pidfd in readable:
+                break
+            for way in ways:
+                if way.end in (writable if way.held else readable):
+                    _step(way, terminal, process)
+        _show(shown.held, screen)
+        while text := _left(terminal):
+            _show(text, screen)
 
 
-def _show(terminal: int) -> None:
-    text = os.read(terminal, CHUNK)
+def _step(way: _Way, terminal: int, process: Process) -> None:
+    try:
+        way.go_on()
+    except OSError as error:
+        if error.errno == EIO and way.end == terminal:
+            process.ended(MOMENT)  # nobody has the other end open; somebody may open it again
+        elif error.errno != EAGAIN:
+            raise
+
+
+def _left(terminal: int) -> bytes:
+    with suppress(OSError):  # EAGAIN or EIO: that was all
+        return os.read(terminal, CHUNK)
+    return b""
+
+
+def _show(text: bytes, screen: int) -> None:
     while text:
-        text = text[os.write(1, text) :]
+        select.select([], [screen], [])
+        with suppress(BlockingIOError):
+            text = text[os.write(screen, text[: select.PIPE_BUF]) :]
 
 
-def _copy_size(terminal: int) -> None:
-    with suppress(OSError):  # the caller may have no terminal of its own
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, struct.pack("8x")))
+@contextmanager
+def _as_large_as(screen: int, terminal: int) -> Iterator[None]:
+    def copy(*_: object) -> None:
+        with suppress(OSError):  # the caller may have no terminal of its own
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, fcntl.ioctl(screen, termios.TIOCGWINSZ, struct.pack("8x")))
+
+    before = signal.signal(signal.SIGWINCH, copy)
+    copy()  # it may have changed since the container's own was made
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, before)
 
 
 @contextmanager

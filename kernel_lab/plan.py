@@ -7,9 +7,11 @@ from kernel_lab.command import Command
 from kernel_lab.kernel import creator
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.flags import AT, CLONE, CLOSE_RANGE, PR, SIG, SIG_HOW
+from kernel_lab.kernel.flags.terminals import TIOC
 from kernel_lab.kernel.memory import clone_args
 from kernel_lab.kernel.program import Buffer, Handle, Program, Row, Strings, call
 from kernel_lab.kernel.structs import rlimit64, sigaction, sigset, timespec
+from kernel_lab.namespaces import dev
 from kernel_lab.namespaces.mnt import Mount
 from kernel_lab.namespaces.part import P, Part
 from kernel_lab.namespaces.pid import PID
@@ -40,7 +42,9 @@ class Plan:
         for part in self.parts:
             part.check(self)
         mount = self.part(Mount)
-        self.root = mount.root if mount else None
+        self.roots = mount.root.layers if mount and mount.root else ()
+        self.has_dev = mount is not None and mount.dev
+        self.handles = tuple(handle for part in self.parts for handle in part.handles)
 
     def part(self, kind: type[P]) -> P | None:
         return next((part for part in self.parts if isinstance(part, kind)), None)
@@ -100,7 +104,9 @@ class Plan:
 
     def _frame(self, command: Command, guarded: bool) -> Iterator[Row]:
         yield from self._entering(guarded)
-        yield from standard_streams(command.terminal)
+        yield from standard_streams(command)
+        if command.terminal and self.has_dev:
+            yield from dev.console()
         yield from process_settings(command)
         if command.user or self.has(User):
             # The kernel forgets the signal when a process changes its ids (prctl(2)).
@@ -132,13 +138,14 @@ def dies_with_creator() -> Iterator[Row]:
     yield call("ppoll", creator.pollfd(), 1, timespec(0), None, 8, positive="orphan", why="unless it has ended before it was asked")
 
 
-def standard_streams(terminal: bool = False) -> Iterator[Row]:
-    """A session of its own, and what the creator has opened for it as descriptors 0, 1 and 2."""
+def standard_streams(command: Command) -> Iterator[Row]:
+    """A session of its own, and as descriptors 0, 1 and 2 what the creator has opened for it, or a terminal of its own."""
     yield call("setsid", into=Handle("session"), why="no terminal's signals reach it")
+    if command.terminal:
+        yield from dev.terminal(STDIN, STDOUT, command.user.uid if command.user else None)
+        return
     for number, handle in enumerate((STDIN, STDOUT, STDERR)):
         yield call("dup3", handle, number, 0, why=str(handle))
-    if terminal:
-        yield call("ioctl", 0, 0x540E, 0, why="the terminal is this session's (TIOCSCTTY)")
 
 
 def process_settings(command: Command) -> Iterator[Row]:
@@ -179,7 +186,7 @@ def _reaped(command: Command) -> Iterator[Row]:
     if command.terminal:
         # Otherwise a terminal's Ctrl-C would reach the command twice: from the terminal, and from the reaper that passes it on.
         yield call("setpgid", 0, 0, why="in a process group of its own,")
-        yield call("ioctl", 0, 0x5410, Buffer("group", 4, (2).to_bytes(4, "little")), why="the one that the terminal's keys reach (TIOCSPGRP)")
+        yield call("ioctl", 0, TIOC.SPGRP, Buffer("group", 4, (2).to_bytes(4, "little")), why="the one that the terminal's keys reach")
 
 
 def _ends(init: bool) -> Iterator[Row]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from kernel_lab.command import Command
 from kernel_lab.keeper import lastingly
 from kernel_lab.kernel import dumpable
+from kernel_lab.kernel.errors import KernelError
+from kernel_lab.kernel.exits import exit_code
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.memory import Image
 from kernel_lab.kernel.native import Child
@@ -20,6 +22,7 @@ from kernel_lab.kernel.program import Program
 from kernel_lab.refusals import refusal
 
 STOPPED = 127  # what the loop ends with at a refused row
+UNKNOWN = -1  # the code of one whose end somebody else has been told
 
 
 class Streams(NamedTuple):
@@ -41,6 +44,7 @@ class Process:
     code: int | None = None
     seconds: float = 0.0
     _needs_settling = False
+    _taken: KernelError | None = None
     _mode: AbstractContextManager[None] | None = None
     _sharing: tuple[int, int] | None = None
 
@@ -95,7 +99,7 @@ class Process:
 
     def check(self) -> None:
         """Raises what kept the command from running: KernelError for a refused row, CommandError for a command that cannot be executed."""
-        if self.code in (None, STOPPED):
+        if self.code in (None, STOPPED, UNKNOWN):
             program = self.results()
             if error := refusal(program, self.command, self.image.layout.flags):
                 error.program = program
@@ -114,20 +118,28 @@ class Process:
         return bool(poll.poll(milliseconds(timeout)))
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, or 128 + the number of the signal that ended it. Raises TimeoutError after `timeout` seconds."""
+        """The exit code, or 128 + the number of the signal that ended it.
+
+        Raises TimeoutError after `timeout` seconds, and KernelError when the exit code cannot be known (`kernel.exits`).
+        """
         while (code := self._reaped()) is None:
             if not self.ended(timeout):
                 raise TimeoutError(f"{self.command.argv[0]}: still running after {timeout} s")
+        if self._taken:
+            self.check()
+            raise self._taken
         return code
 
     def _reaped(self) -> int | None:
         """Its exit code, if it has ended."""
         with self._lock, Deferred():  # once it has been reaped, nobody can ask again
             if self.code is None and self._others_ended():
-                status = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
-                if status:
+                try:
+                    self.code = exit_code(self.pidfd)
+                except KernelError as error:
+                    self._taken, self.code = error, UNKNOWN
+                if self.code is not None:
                     self.seconds = time.monotonic() - self.started
-                    self.code = status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
             return self.code
 
     def signal(self, number: int) -> None:
@@ -144,7 +156,8 @@ class Process:
             if self.code is None:
                 with suppress(ProcessLookupError):
                     self.signal(signal.SIGKILL)
-                self.wait()
+                while self._reaped() is None:
+                    self.ended()
             try:
                 self._release()
             finally:

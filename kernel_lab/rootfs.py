@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from kernel_lab import bootstrap, cleanup, state
+from kernel_lab import bootstrap, state
 from kernel_lab.kernel.elf import read_elf
 from kernel_lab.kernel.errors import UsageError
 
@@ -69,7 +69,7 @@ def once(name: str, fill: Callable[[Path], None]) -> Path:
                 fill(half)
                 half.rename(root)
             except BaseException:
-                cleanup.discard(half)
+                state.discard(half)
                 raise
     return root
 

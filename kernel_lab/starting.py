@@ -1,6 +1,5 @@
 """The first process of a container: cloned into its namespaces, placed from outside while it waits, and let go."""
 
-import ctypes
 import fcntl
 import os
 import platform
@@ -18,7 +17,8 @@ from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.kinds import KINDS
 from kernel_lab.kernel.memory import DONE, Image, Layout
-from kernel_lab.kernel.program import Buffer, Program
+from kernel_lab.kernel.program import Buffer, Handle, Program, Row
+from kernel_lab.namespaces.part import Part
 from kernel_lab.namespaces.user import User
 from kernel_lab.plan import COMMAND_DONE, COMMAND_PID, GIVEN, GO, KNOWN, READY, Plan
 from kernel_lab.process import Process, Streams
@@ -39,21 +39,32 @@ class Table:
         self.command = command or STANDS
         # Without a PID namespace its daemons can outlive its first process, which waits until the janitor knows whom to look for.
         self.guarded = command is not None and not plan.flags & CLONE.NEWPID
+        self.prepared = tuple(part for part in plan.parts if part.prepares)
+        self.blank = (-1,) * len(plan.handles)
         self.placed = tuple(part for part in plan.parts if part.waits)
         self.waits = self.guarded or bool(self.placed)
         self.has_reaper = command is not None and plan.init
         self.program = plan.program(command, self.guarded) if command else plan.standing()
         self.changes_ids = _changes_ids(plan, self.command)
         self.kinds = _new_kinds(self.program, plan.flags)
-        self._layout = Layout(self.program, plan.flags, GIVEN)
+        self._layout = Layout(self.program, plan.flags, (*GIVEN, *plan.handles))
         self._free: deque[Image] = deque()
 
     @cached_property
     def executor(self) -> Executor:
-        """What runs it."""
-        # A part of somebody's own may enter another container's namespaces, where others live: there a child that shared this process's
-        # memory would show it to them (see `joining`); one with its own has nothing to show.
-        return with_own_memory() if any(row.call == "setns" for row in self.program) else executor()
+        """What runs it. Two kinds of children get memory of their own, and so have nothing of this process's to show, or to close.
+
+        A part of somebody's own may enter another container's namespaces, where others live (see `joining`). And an ordinary user's child that
+        changes its ids would close this process to its own user, while other threads' children still have to write their maps (see `dumpable`).
+        """
+        joins = any(row.call == "setns" for row in self.program)
+        return with_own_memory() if joins or (self.changes_ids and os.geteuid() != 0) else executor()
+
+    @cached_property
+    def needs_open(self) -> bool:
+        """Whether this process is to be open while it starts, or again afterwards."""
+        writes_map = self.plan.has(User) and os.geteuid() != 0
+        return not self.executor.shared and (writes_map or self.changes_ids)
 
     def take(self) -> Image:
         """An image that nobody uses."""
@@ -74,8 +85,20 @@ def _changes_ids(plan: Plan, command: Command) -> bool:
     """Whether a child's ids become others than its creator's: then the kernel closes the memory that both share (commit_creds, prctl(2))."""
     user = plan.part(User)
     others = (row for part in plan.parts if part is not user for row in part.rows(plan))
-    by_map = user is not None and (user.waits or os.geteuid() != 0)
-    return by_map or command.user is not None or any(row.call in CHANGING for row in others)
+    return command.user is not None or (user is not None and _is_another(user)) or any(map(_changes, others))
+
+
+def _is_another(user: User) -> bool:
+    """Whether root inside is somebody else outside than the creator."""
+    maps = ((user.uids, os.geteuid()), (user.gids, os.getegid()))
+    return any(inside == 0 and outside != own for ranges, own in maps for inside, outside, _ in ranges)
+
+
+def _changes(row: Row) -> bool:
+    # Of all namespaces, only a user namespace comes with other capabilities.
+    if row.call == "unshare" and isinstance(row.args[0], int):
+        return bool(row.args[0] & CLONE.NEWUSER)
+    return row.call in CHANGING
 
 
 def _new_kinds(program: Program, flags: CLONE) -> list[str]:
@@ -93,28 +116,33 @@ class First(Process):
     `cgroup`: the directory of a cgroup v2, as a descriptor, to be born in. Whoever makes one defers interrupts until it is written down.
     """
 
+    _prepared: ExitStack | None = None
     _placed: ExitStack | None = None
     _guard: janitor.Guard | None = None
 
     def __init__(self, table: Table, streams: Streams, cgroup: int | None = None) -> None:
         super().__init__()
-        self.table = table
+        self.table, self.plan = table, table.plan
         self.command, self.program = table.command, table.program
         self.image = table.take()
-        self.image.reset(*streams, reaper_file() if table.has_reaper else -1)
+        self.image.reset(*streams, reaper_file() if table.has_reaper else -1, *table.blank)
         if cgroup is not None:
             self.image.enter_cgroup(cgroup)
-        self._needs_settling = table.changes_ids
-        if table.changes_ids:
+        self._needs_settling = table.needs_open
+        if table.needs_open:
             self.be(dumpable.kept())
+        self.made: dict[Part, object] = {}
         self._start()
 
     def _start(self) -> None:
         try:
+            if self.table.prepared:
+                self._prepare()
             self.child = self.cloned(self.table.executor.start, self.image)
         except BaseException:
-            self.unhide()
-            self.table.give_back(self.image)
+            with self._prepared or nullcontext():
+                self.unhide()
+                self.table.give_back(self.image)
             raise
         self.pid, self.pidfd = self.child.pid, self.child.pidfd
         if self.table.waits:
@@ -133,9 +161,22 @@ class First(Process):
                 self.take_back()
             raise
 
+    def _prepare(self) -> None:
+        self._prepared = ExitStack()
+        for part in self.table.prepared:
+            self.made[part] = self._prepared.enter_context(part.prepare(self))
+
+    def give(self, handle: Handle, value: int) -> None:
+        """The value of a handle that no row stores."""
+        self.image.give(handle, value)
+
+    def enter_cgroup(self, descriptor: int) -> None:
+        """The child is born in the cgroup v2 whose directory this is."""
+        self.image.enter_cgroup(descriptor)
+
     def fill(self, buffer: Buffer, data: bytes) -> None:
-        """Writes into a buffer of the table, while the child waits."""
-        ctypes.memmove(self.image.buffer(buffer), data, buffer.size)
+        """Writes into a buffer of the table, before a row reads it."""
+        self.image.fill(buffer, data)
 
     def _place(self) -> None:
         if self.table.placed:
@@ -163,7 +204,7 @@ class First(Process):
         return True
 
     def _release(self) -> None:
-        with self._placed or nullcontext():
+        with self._prepared or nullcontext(), self._placed or nullcontext():
             if self._guard:
                 self._guard.release()
             self.child.close()

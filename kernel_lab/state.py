@@ -7,14 +7,16 @@ What a process makes in these directories for itself alone carries its stamp in 
 import fcntl
 import os
 import re
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kernel_lab.kernel import procfs
+from kernel_lab.kernel import mountinfo, procfs
 from kernel_lab.kernel.errors import UsageError
 
 
@@ -138,3 +140,22 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def discard(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it, unless it is gone already."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    # Through a bind mount, all that could be deleted would be the host's.
+    inside = f"{os.path.realpath(path)}/"
+    if mounted := [mount.point for mount in mountinfo.mounts() if f"{mount.point}/".startswith(inside)]:
+        raise RuntimeError(f"{path}: not removed, since {mounted[0]} is mounted there")
+    # What a user's root filesystem holds belongs to ids that are that user's only in a user namespace.
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        command = ["unshare", "--user", "--map-root-user", "--map-auto", "rm", "-rf", "--one-file-system", str(path)]
+        subprocess.run(command, check=True, capture_output=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from kernel_lab.cgroups.limits import Words
+
 
 class Absent(Exception):
     """This contestant cannot take part here; the text says why."""
@@ -25,6 +27,9 @@ class Start(NamedTuple):
 Run = Callable[[], Start]
 
 
+LIMITS: Words = {"memory": "64M", "pids": 64, "cpus": 0.5}
+
+
 class Network(NamedTuple):
     """A bridge of the host's, and what a container gets in it."""
 
@@ -35,13 +40,22 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True)
 class Ground:
-    """What is the same for all: the root, the command that is run in it, the network, and a directory for what somebody needs besides."""
+    """What is the same for all: the root, the command that is run in it, the network, and a directory for what somebody needs besides.
+
+    `layered`: the root is the lower layer of an overlay, and the container is in a control group with LIMITS.
+    """
 
     root: Path
     folder: Path
     command: tuple[str, ...] = ("/bin/true",)
     network: Network | None = None
     hostname: str = "box"
+    layered: bool = False
+
+    @property
+    def layers(self) -> Path:
+        """Where a layered ground's upper directories are made."""
+        return self.folder / "layers"
 
 
 class Contestant(Protocol):

@@ -9,12 +9,11 @@ from kernel_lab.benchmarks.contestant import Absent, Ground, Run, command
 from kernel_lab.benchmarks.peers import Peer
 
 NAME = f"klab-bench-{os.getpid()}"
+LIMITS = ("--memory=64m", "--pids-limit=64", "--cpus=0.5")
 
 
 class Engine(Peer):
     """Both take the same words."""
-
-    extra: tuple[str, ...] = ()
 
     @contextmanager
     def ready(self, ground: Ground) -> Iterator[Run]:
@@ -27,8 +26,10 @@ class Engine(Peer):
                 network = NAME
                 self._do("network", "create", NAME)
                 made.callback(self._undo, "network", "rm", NAME)
-            words = [self.path, "run", "--rm", f"--network={network}", f"--hostname={ground.hostname}", *self.extra, NAME, *ground.command]
-            yield lambda: command(words)
+            limits = LIMITS if ground.layered else ()
+            words = ["run", "--rm", f"--network={network}", f"--hostname={ground.hostname}", *limits, NAME]
+            self._do(*words, "/bin/true")  # an engine that answers may still not be allowed to start one
+            yield lambda: command([self.path, *words, *ground.command])
 
     def _do(self, *words: str, input: bytes | None = None) -> None:
         done = subprocess.run([self.path, *words], input=input, capture_output=True)

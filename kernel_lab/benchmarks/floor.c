@@ -3,16 +3,20 @@
  *   clone3 into new user, uts, mnt, ipc, pid and net namespaces, with a pidfd; uid and gid 0 mapped to the caller's;
  *   host name; private propagation; bind the root, pivot_root, detach the old one; /proc; loopback up;
  *   with --veth also one end of a veth pair in a bridge, the other inside with an address and a default route;
+ *   with --overlay the root is the lower layer of an overlay, whose own directories are made in FOLDER and removed;
+ *   with --limit it begins in a control group made in PARENT, where TEXT has been written to FILE, if that has a name;
  *   dead when its creator is, out of the reach of the terminal's keys, without the creator's descriptors;
  *   execve; both outputs read to their end through pipes; waited for.
  *
- * floor [--hostname NAME] [--veth BRIDGE ADDRESS/BITS GATEWAY] [--server] ROOT COMMAND [ARGUMENT...]
+ * floor [--hostname NAME] [--veth BRIDGE ADDRESS/BITS GATEWAY] [--overlay FOLDER] [--limit PARENT FILE TEXT]...
+ *       [--server] ROOT COMMAND [ARGUMENT...]
  *
  * Once, it answers as the command does (its output, its exit status).  With --server it makes one container for each
  * line of its standard input, and prints "NANOSECONDS STATUS BYTES_OF_OUTPUT BYTES_OF_ERRORS\n" and those bytes.
  */
 #define _GNU_SOURCE
-#include <errno.h>
+#include "floor.h"
+
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <net/if.h>
@@ -34,7 +38,9 @@
 enum { STACK = 64 * 1024, KEPT = 64 * 1024, FIRST_OTHER = 3, CLOEXEC_RANGE = 4 };
 
 struct wishes {
-    const char *hostname, *root, *bridge, *address, *gateway;
+    const char *hostname, *root, *bridge, *address, *gateway, *layers;
+    struct limit limits[LIMITS];
+    int limited; /* how many limits there are */
     char **command;
     int server, nothing; /* nothing: /dev/null, the command's input */
     char uid_map[32], gid_map[32];
@@ -44,12 +50,9 @@ struct container {
     const struct wishes *wishes;
     int out[2], err[2], go[2]; /* go: the child waits for its end of the veth pair */
     int pid, pidfd;
+    struct overlay overlay;
+    struct groups groups;
 };
-
-/* veth.c */
-int open_netlink(void);
-void make_veth(int netlink, unsigned bridge, const char *name, int pid);
-void set_address(int netlink, int index, const char *address, const char *gateway);
 
 void die(const char *what)
 {
@@ -84,10 +87,14 @@ static void become_root(const struct wishes *w)
 }
 
 /* In a user namespace of its own a process may mount /proc only while it still sees another: before the old root goes. */
-static void enter_root(const char *root)
+static void enter_root(const struct container *c)
 {
+    const char *root = c->wishes->root;
     need(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "private propagation");
-    need(mount(root, root, NULL, MS_BIND | MS_REC, NULL), "bind root");
+    if (c->wishes->layers)
+        root = mount_overlay(&c->overlay);
+    else
+        need(mount(root, root, NULL, MS_BIND | MS_REC, NULL), "bind root");
     need(chdir(root), "chdir root");
     need(mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL), "proc");
     need(syscall(SYS_pivot_root, ".", "."), "pivot_root");
@@ -122,12 +129,13 @@ static int child(void *job)
     const struct container *c = job;
     const struct wishes *w = c->wishes;
     char go;
+    enter_groups(&c->groups);
     need(dup2(w->nothing, 0), "stdin");
     need(dup2(c->out[1], 1), "stdout");
     need(dup2(c->err[1], 2), "stderr");
     become_root(w);
     need(sethostname(w->hostname, strlen(w->hostname)), "sethostname");
-    enter_root(w->root);
+    enter_root(c);
     if (w->bridge) {
         close(c->go[1]); /* so that the read ends when the creator does */
         if (read(c->go[0], &go, 1) != 1)
@@ -190,6 +198,7 @@ static void create(struct container *c)
         .stack = (uintptr_t)stack,
         .stack_size = sizeof stack,
     };
+    born_in(&c->groups, &how);
     long pid = spawn(&how, child, c);
     if (pid < 0)
         errno = -pid;
@@ -251,6 +260,9 @@ static int run(const struct wishes *w, struct output *out, struct output *err)
     need(pipe2(c.err, O_CLOEXEC), "pipe");
     if (w->bridge)
         need(pipe2(c.go, O_CLOEXEC), "pipe");
+    if (w->layers)
+        make_overlay(&c.overlay, w->layers, w->root);
+    make_groups(&c.groups, w->limits, w->limited);
     create(&c);
     close(c.out[1]);
     close(c.err[1]);
@@ -265,6 +277,9 @@ static int run(const struct wishes *w, struct output *out, struct output *err)
         close(c.go[0]);
         close(c.go[1]);
     }
+    remove_groups(&c.groups);
+    if (w->layers)
+        remove_overlay(&c.overlay);
     return end.si_code == CLD_EXITED ? end.si_status : 128 + end.si_status;
 }
 
@@ -300,7 +315,9 @@ static int once(const struct wishes *w)
 
 static void usage(void)
 {
-    fputs("floor [--hostname NAME] [--veth BRIDGE ADDRESS/BITS GATEWAY] [--server] ROOT COMMAND [ARGUMENT...]\n", stderr);
+    fputs("floor [--hostname NAME] [--veth BRIDGE ADDRESS/BITS GATEWAY] [--overlay FOLDER] [--limit PARENT FILE TEXT]...\n"
+          "      [--server] ROOT COMMAND [ARGUMENT...]\n",
+          stderr);
     exit(2);
 }
 
@@ -316,6 +333,11 @@ static char **read_options(char **word, struct wishes *w)
             w->bridge = *++word;
             w->address = *++word;
             w->gateway = *++word;
+        } else if (!strcmp(*word, "--overlay") && word[1])
+            w->layers = *++word;
+        else if (!strcmp(*word, "--limit") && word[1] && word[2] && word[3] && w->limited < LIMITS) {
+            w->limits[w->limited++] = (struct limit){word[1], word[2], word[3]};
+            word += 3;
         } else
             usage();
     return word;

@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kernel_lab import state
-from kernel_lab.benchmarks.contestant import Absent, Ground, Run, Start, command
+from kernel_lab.benchmarks.contestant import LIMITS, Absent, Ground, Run, Start, command
+from kernel_lab.cgroups.part import Cgroup
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("floor.c", "veth.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("floor.c", "veth.c", "layers.c", "groups.c"))
+HEADER = Path(__file__).with_name("floor.h")
 
 
 def compiled() -> Path:
     """The compiled program, made on first use. Raises Absent where there is no compiler."""
-    text = b"".join(source.read_bytes() for source in SOURCES)
+    text = b"".join(source.read_bytes() for source in (*SOURCES, HEADER))
     path = state.data_dir() / f"floor-{hashlib.sha256(text).hexdigest()[:12]}"
     if not path.exists():
         compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
@@ -36,14 +38,26 @@ def compiled() -> Path:
 def arguments(ground: Ground) -> list[str]:
     """What the program is told of a ground."""
     veth = ("--veth", *ground.network) if ground.network else ()
-    return ["--hostname", ground.hostname, *veth, str(ground.root), *ground.command]
+    layers = ("--overlay", str(ground.layers), *_limits()) if ground.layered else ()
+    return ["--hostname", ground.hostname, *veth, *layers, str(ground.root), *ground.command]
+
+
+def _limits() -> Iterator[str]:
+    """The groups that the kit would make, and what it would write into them."""
+    for directory in Cgroup(**LIMITS).directories:
+        yield from ("--limit", directory.parent, "", "")
+        for write in directory.writes:
+            yield from ("--limit", directory.parent, write.file, write.text)
 
 
 class Server:
     """The floor itself: no process is started but the container's."""
 
     who = "C floor"
-    includes = "clone3, six namespaces, maps, host name, bind, pivot_root, /proc, loopback, both outputs read, wait: from within one small C process"
+    includes = (
+        "clone3, six namespaces, maps, host name, bind, pivot_root, /proc, loopback, both outputs read, wait; "
+        "the veth, or the overlay and the kit's control groups: from within one small C process"
+    )
 
     def version(self) -> str | None:
         return None

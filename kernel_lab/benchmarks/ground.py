@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from kernel_lab import cleanup, rootfs, state
+from kernel_lab import rootfs, state
 from kernel_lab.benchmarks.contestant import Ground, Network
 from kernel_lab.networks.bridge import Bridge
 
@@ -15,15 +15,16 @@ COMMAND = ("/bin/true",)
 
 
 @contextmanager
-def ground(bridged: bool, command: tuple[str, ...] = COMMAND) -> Iterator[Ground]:
+def ground(bridged: bool, command: tuple[str, ...] = COMMAND, layered: bool = False) -> Iterator[Ground]:
     """A ground, with a bridge if it is `bridged`; nothing of either is left afterwards."""
     with ExitStack() as made:
         folder = Path(tempfile.mkdtemp(prefix=f"bench-{state.Creator.this().stamp}-", dir=state.data_dir()))
-        made.callback(cleanup.discard, folder)
+        made.callback(state.discard, folder)
         # A copy, since runc and crun leave files in its /dev.
         root = shutil.copytree(rootfs.busybox(), folder / "root", symlinks=True)
         network = made.enter_context(_bridge()) if bridged else None
-        yield Ground(root, folder, command, network)
+        (folder / "layers").mkdir()
+        yield Ground(root, folder, command, network, layered=layered)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from kernel_lab.benchmarks.contestant import Ground, Run, Start
+from kernel_lab.benchmarks.contestant import LIMITS, Ground, Run, Start
+from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.container import Container
 from kernel_lab.namespaces.ipc import IPC
 from kernel_lab.namespaces.mnt import Mount
@@ -12,12 +13,14 @@ from kernel_lab.namespaces.net import Net
 from kernel_lab.namespaces.pid import PID
 from kernel_lab.namespaces.user import User
 from kernel_lab.namespaces.uts import UTS
+from kernel_lab.unionfs.overlay import Overlay
 
 
 def container(ground: Ground) -> Container:
     """What the floor makes: of the mounts, the root and /proc."""
     net = Net(ground.network.bridge) if ground.network else Net()
-    return Container(User(), UTS(ground.hostname), IPC(), PID(), net, Mount(ground.root, sys=False, dev=False))
+    root, group = (Overlay(ground.root), (Cgroup(**LIMITS),)) if ground.layered else (ground.root, ())
+    return Container(User(), UTS(ground.hostname), IPC(), PID(), net, Mount(root, sys=False, dev=False), *group)
 
 
 class Kit:

@@ -1,4 +1,4 @@
-"""A network namespace with a veth into a bridge, made the way a shell user makes one: for tools that join one but make no link."""
+"""What the caller of an OCI runtime makes before, as a shell user would: a network namespace with a veth into a bridge, and an overlay for a root."""
 
 import shlex
 from collections.abc import Sequence
@@ -27,3 +27,14 @@ def wrapped(words: Sequence[str], network: Network, file: Path) -> list[str]:
 def joined(words: Sequence[str], file: Path) -> list[str]:
     """These words in the namespace of `file`."""
     return ["nsenter", f"--net={file}", *words]
+
+
+def layered(words: Sequence[str], lower: Path, folder: Path) -> list[str]:
+    """A shell's command line: mounts an overlay at `merged` in `folder`, runs `words`, and takes all of it away again."""
+    script = f"""
+        cd {folder} && mkdir upper work merged || exit
+        trap 'umount merged; rm -r upper work merged' EXIT
+        mount -t overlay -o volatile,index=off,lowerdir={lower},upperdir=upper,workdir=work overlay merged || exit
+        {shlex.join(words)}
+    """
+    return ["sh", "-c", script]

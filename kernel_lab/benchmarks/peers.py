@@ -58,6 +58,8 @@ class Bubblewrap(Peer):
 
 def _starts(words: Sequence[str], new_network: Sequence[str], ground: Ground) -> Run:
     """Of a tool that only makes a network namespace of its own, or stays in the one that it is in."""
+    if ground.layered:
+        raise Absent("it makes no control groups")
     if not ground.network:
         return lambda: command([*words, *new_network, *ground.command])
     file = ground.folder / "network"
@@ -68,7 +70,7 @@ def _starts(words: Sequence[str], new_network: Sequence[str], ground: Ground) ->
 class Runtime(Peer):
     """An OCI runtime, driven as a container engine drives it: by a bundle."""
 
-    options: tuple[str, ...] = ()
+    without_groups: tuple[str, ...] = ()
 
     def surroundings(self) -> AbstractContextManager[Callable[[Sequence[str]], Start]]:
         """What its command lines are run by."""
@@ -78,11 +80,14 @@ class Runtime(Peer):
     def ready(self, ground: Ground) -> Iterator[Run]:
         folder = ground.folder / self.program
         file = ground.folder / "network"
-        bundle = oci.bundle(ground, folder, str(file) if ground.network else None)
+        place = ground.layers / self.program
+        place.mkdir(exist_ok=True)
+        bundle = oci.bundle(ground, folder, str(file) if ground.network else None, place / "merged" if ground.layered else None)
         name = f"klab-bench-{state.Creator.this().stamp}"
-        base = [self.path, f"--root={folder / 'state'}", *self.options]
+        base = [self.path, f"--root={folder / 'state'}", *(() if ground.layered else self.without_groups)]
         words = [*base, "run", f"--bundle={bundle}", name]
         line = outside.wrapped(words, ground.network, file) if ground.network else words
+        line = outside.layered(words, ground.root, place) if ground.layered else line
         try:
             with self.surroundings() as runs:
                 yield lambda: runs(line)
@@ -94,7 +99,7 @@ class Runtime(Peer):
 class Crun(Runtime):
     program = who = "crun"
     includes = "six namespaces, map, host name, bind, pivot_root, /proc, loopback; more: nodes in /dev, capabilities, its state on disk"
-    options = ("--cgroup-manager=disabled",)
+    without_groups = ("--cgroup-manager=disabled",)
 
     def surroundings(self) -> AbstractContextManager[Callable[[Sequence[str]], Start]]:
         return hybrid.without_v2()

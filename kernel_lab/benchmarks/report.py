@@ -26,13 +26,16 @@ class Row:
     p95_ms: float | None = None
     times_floor: float | None = None
     note: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict)  # what else was measured, by name and unit
 
     @classmethod
-    def of(cls, case: str, who: str, times: Sequence[float], floor: Sequence[float], note: str = "") -> "Row":
+    def of(
+        cls, case: str, who: str, times: Sequence[float], floor: Sequence[float], note: str = "", facts: Mapping[str, float] | None = None
+    ) -> "Row":
         """From times in milliseconds, and the floor's."""
         median = statistics.median(times)
         p95 = statistics.quantiles(times, n=20, method="inclusive")[-1] if len(times) > 1 else median
-        return cls(case, who, round(median, 3), round(p95, 3), round(median / statistics.median(floor), 2) if floor else None, note)
+        return cls(case, who, round(median, 3), round(p95, 3), round(median / statistics.median(floor), 2) if floor else None, note, facts or {})
 
     def cells(self) -> tuple[str, ...]:
         numbers = ("–" if number is None else f"{number:.2f}" for number in (self.median_ms, self.p95_ms, self.times_floor))

@@ -2,7 +2,8 @@
 
 Every contestant makes the same container: /bin/true in new user, uts, mnt, ipc, pid and net namespaces, root inside being the caller outside,
 a host name, a root of its own by pivot_root, /proc, loopback up; both outputs are read to their end, and the process is waited for. In the second
-case it also has a veth into a bridge, with an address and a default route. What a tool does more or less than that, its `includes` says.
+case it also has a veth into a bridge, with an address and a default route; in the third its root is an overlay, whose upper directory goes with it,
+and its memory, processes and CPU time are limited. What a tool does more or less than that, its `includes` says.
 
 All are called from this one process of 500 MB and 12 threads, since that is what a notebook is; the floor alone is timed from within a small C
 program, which knows no better way. Each round calls every one of them once, in random order, after a moment of rest: so whatever else happens on
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -35,8 +37,19 @@ ROUNDS = 30
 WARM_UP = 3
 REST = 0.01
 
-# By name, whether it has a bridge.
-CASES: Mapping[str, bool] = {"six namespaces": False, "veth into a bridge": True}
+
+class Case(NamedTuple):
+    """What the containers of a case have besides the six namespaces."""
+
+    bridged: bool = False
+    layered: bool = False
+
+
+CASES: Mapping[str, Case] = {
+    "six namespaces": Case(),
+    "veth into a bridge": Case(bridged=True),
+    "overlay and limits": Case(layered=True),
+}
 FLOOR = Server()
 CONTESTANTS: tuple[Contestant, ...] = (FLOOR, Anew(), Kit(), KitAnew(), Unshare(), Bubblewrap(), Crun(), Runc(), Podman(), Docker())
 
@@ -101,11 +114,11 @@ def _chosen(cases: Sequence[str] | None) -> Sequence[str]:
 @contextmanager
 def _ready(case: str) -> Iterator[list[Entry]]:
     """Everybody on one ground, as far as they can be."""
-    if CASES[case] and os.geteuid():
-        yield [Entry(case, one, note="needs root, as a bridge does") for one in CONTESTANTS]
+    if CASES[case] != Case() and os.geteuid():
+        yield [Entry(case, one, note="needs root, as bridges and limits do") for one in CONTESTANTS]
         return
     with ExitStack() as made:
-        place = made.enter_context(ground(CASES[case]))
+        place = made.enter_context(ground(CASES[case].bridged, layered=CASES[case].layered))
         yield [_entry(case, one, place, made) for one in CONTESTANTS]
 
 

@@ -1,7 +1,8 @@
 /* The floor's links: rtnetlink(7) messages by hand, several in one send. */
 #define _GNU_SOURCE
+#include "floor.h"
+
 #include <arpa/inet.h>
-#include <errno.h>
 #include <linux/if_link.h>
 #include <linux/rtnetlink.h>
 #include <linux/veth.h>
@@ -17,10 +18,6 @@ struct message { /* one behind the other */
     size_t used;
     char bytes[MESSAGE] __attribute__((aligned(4)));
 };
-
-/* floor.c */
-void die(const char *what);
-void need(long answer, const char *what);
 
 static void *append(struct message *m, size_t size)
 {

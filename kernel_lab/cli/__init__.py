@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from kernel_lab.cli import containers, running, tools
+from kernel_lab.cli import containers, running, stats, tools
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.refusals import CommandError
 
@@ -16,7 +16,7 @@ def klab() -> None:
     """Containers, built from system calls."""
 
 
-for module in (running, containers, tools):
+for module in (running, containers, stats, tools):
     for command in module.COMMANDS:
         klab.add_command(command)
 

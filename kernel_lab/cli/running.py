@@ -4,13 +4,16 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from kernel_lab import command as commands
 from kernel_lab import rootfs
-from kernel_lab.cli import detached
+from kernel_lab.cgroups.limits import Words
+from kernel_lab.cgroups.part import Cgroup
+from kernel_lab.cli import detached, limits
 from kernel_lab.cli.containers import opened
 from kernel_lab.command import Command
 from kernel_lab.container import Container
@@ -22,11 +25,14 @@ from kernel_lab.namespaces.mnt import Bind, Mount
 from kernel_lab.namespaces.net import Net
 from kernel_lab.namespaces.part import Part
 from kernel_lab.namespaces.pid import PID
+from kernel_lab.namespaces.root import Root
 from kernel_lab.namespaces.user import User
 from kernel_lab.namespaces.uts import UTS
 from kernel_lab.networks.bridge import Bridge
 from kernel_lab.networks.usermode import Usermode
+from kernel_lab.plan import Plan
 from kernel_lab.process import Process, Streams
+from kernel_lab.unionfs.overlay import Overlay
 
 F = TypeVar("F", bound=Callable[..., Any])
 WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -47,9 +53,11 @@ CONTAINER = _options(
     click.option("--ip", help="Its address on the bridge."),
     click.option("--volume", "-v", multiple=True, help="SOURCE:TARGET[:ro]"),
     click.option("--tmpfs", multiple=True, help="A place for an empty file system in memory."),
+    click.option("--layers", is_flag=True, help="What it writes goes into a layer of its own, on top of ROOT, and ends with it."),
     click.option("--read-only", is_flag=True, help="Nothing in the root can be written."),
     click.option("--init", is_flag=True, help="Process 1 is a reaper; the command is process 2."),
     click.option("--userns", type=click.Choice(["host", "self", "subordinate"]), help="Whose ids: the host's, yourself alone, or /etc/subuid's."),
+    *limits.OPTIONS,
 )
 PROCESS = _options(
     click.option("--env", "-e", multiple=True, help="NAME=VALUE, or the NAME of a variable of yours."),
@@ -97,7 +105,7 @@ def program(root: str, words: tuple[str, ...], interactive: bool, tty: bool, **s
 def exec(container: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> int:
     """Run a command in a running container."""
     with opened(container) as target:
-        command = _settled(target.record.root, words, tty, settings)
+        command = _settled((f"/proc/{target.pid}/root",) if target.record.root else (), words, tty, settings)
 
         def start(streams: Streams) -> Process:
             return Joined(target, command, streams)
@@ -109,22 +117,40 @@ COMMANDS = (run, program, exec)
 
 
 def _container(root: str, name: str | None, settings: dict[str, Any]) -> Container:
-    path = rootfs.resolve(root)
     mount = Mount(
-        None if str(path) == "/" else path,
+        _root(rootfs.resolve(root), settings),
         readonly=settings["read_only"],
         binds=[Bind.parse(text) for text in settings["volume"]],
         tmpfs=settings["tmpfs"],
     )
     parts: list[Part] = [UTS(settings["hostname"] or name or "klab"), mount, IPC(), PID(init=settings["init"])]
     parts += _network(settings["network"], settings["ip"])
+    parts += _group(limits.words(settings))
     userns = settings["userns"] or ("self" if os.geteuid() else "host")
     if userns != "host":
         parts.append(User() if userns == "self" else User.subordinate())
     return Container(*parts, name=name)
 
 
+def _root(path: Path, settings: dict[str, Any]) -> Path | Root | None:
+    if settings["layers"]:
+        return Overlay(path)
+    return None if str(path) == "/" else path
+
+
+def _group(words: Words) -> list[Part]:
+    """A group of its own, so that `klab stats` has something to read; without limits only where the user may make one."""
+    group = Cgroup(accounting=True, **words)
+    try:
+        Plan([group])
+    except UsageError:
+        return [Cgroup(**words)] if words else []
+    return [group]
+
+
 def _network(network: str, address: str | None) -> list[Part]:
+    if address and network in ("none", "host", "user"):
+        raise UsageError(f"--ip {address}: an address is given on a bridge, and --network {network} has none; say --network bridge")
     if network == "host":
         return []
     if network == "none":
@@ -135,15 +161,15 @@ def _network(network: str, address: str | None) -> list[Part]:
 
 
 def _command(container: Container, words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> Command:
-    return _settled(container.plan.root, words, terminal, settings)
+    return _settled(container.plan.roots, words, terminal, settings)
 
 
-def _settled(root: str | None, words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> Command:
+def _settled(roots: tuple[str, ...], words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> Command:
     given = dict(_variable(text) for text in settings["env"])
     if terminal:
         given.setdefault("TERM", os.environ.get("TERM", "xterm"))
     return commands.settled(
-        root,
+        roots,
         # One word is a program here, not a line to be split: the shell has split it.
         words if len(words) > 1 else (shlex.quote(words[0]),),
         env=given,

@@ -55,6 +55,18 @@ def start(rounds: int, cases: tuple[str, ...], plot: str | None, as_json: bool) 
     return bench_start(rounds, as_json, plot, cases or None)
 
 
+@bench.command()
+@click.option("--rounds", default=3, show_default=True, help="Repetitions.")
+@click.option("--count", default=20, show_default=True, help="Containers in a fleet.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def layers(rounds: int, count: int, as_json: bool) -> None:
+    """What a fleet of containers on one root costs in time, disk and page cache: overlay, AUFS, and copies."""
+    from kernel_lab.benchmarks.fleet import measure
+
+    report = measure(rounds, count)
+    click.echo(report.json() if as_json else str(report))
+
+
 @click.command(name="version")
 def version_command() -> None:
     """The kit's version, the kernel's and Python's."""

@@ -3,6 +3,10 @@
 A child that joins a running container could be opened from inside there, through /proc/PID/mem or ptrace, and with it the creator (the class
 of CVE-2016-9962): while there is such a child, the creator is closed. But a closed process's files in /proc belong to root, and a child that
 writes its own user map there as an ordinary user would be refused: so the two kinds of start wait for one another.
+
+A child that changes its ids makes the kernel close the memory that it shares (commit_creds, kernel/cred.c). Root's may, since no file in /proc
+refuses root; it is opened again afterwards. An ordinary user's would keep other threads' children from their maps: they get memory of their own
+(`starting.Table.executor`).
 """
 
 import threading
@@ -25,7 +29,7 @@ def closed() -> Iterator[None]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """This process stays as open as it is, though a child that changes its ids makes the kernel close the memory that both share."""
+    """This process is as open as it was: a child writes its own map there, or it is opened again after one of root's that changes its ids."""
     with _as("open", "closed"):
         yield
 

@@ -177,6 +177,18 @@ class Image:
         if given:
             self._given.pack_into(self._memory, self.layout.given_at, *given)
 
+    def give(self, handle: Handle, value: int) -> None:
+        """The value of a handle of `layout.given`, in place of that of the reset."""
+        struct.pack_into("<q", self._memory, self.layout.cells[handle], value)
+        self.given = (*self.given, value)
+
+    def fill(self, buffer: Buffer, data: bytes) -> None:
+        """Writes into a buffer from its beginning. Raises ValueError for more than it holds."""
+        if len(data) > buffer.size:
+            raise ValueError(f"{len(data)} bytes do not fit into {buffer}, which holds {buffer.size}")
+        at = self.layout.buffers[buffer]
+        self._memory[at : at + len(data)] = data
+
     def raw(self) -> bytes:
         """All of it as it is now: `Layout.results` reads it."""
         return bytes(self._memory)

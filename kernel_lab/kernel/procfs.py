@@ -146,9 +146,7 @@ def _process(line: bytes) -> Process:
     head, _, tail = line.rpartition(b")")
     pid, _, name = head.partition(b" (")
     fields = tail.split()
-    return Process(
-        int(pid), name.decode(errors="replace"), fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19])
-    )
+    return Process(int(pid), name.decode(errors="replace"), fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
 
 
 def process(pid: int) -> Process:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from errno import EEXIST, EROFS
 from pathlib import Path
@@ -12,8 +13,9 @@ from kernel_lab.kernel.flags import AT, AT_FD, CLONE, MNT, MOVE_MOUNT, MS, OPEN_
 from kernel_lab.kernel.program import Handle, Row, Words, call
 from kernel_lab.namespaces import dev
 from kernel_lab.namespaces.net import Net
-from kernel_lab.namespaces.part import Part, Plan
+from kernel_lab.namespaces.part import Part, Plan, Starting
 from kernel_lab.namespaces.pid import PID
+from kernel_lab.namespaces.root import Directory, Root
 
 READ_ONLY = Words((1, 0, 0, 0), "{set MOUNT_ATTR_RDONLY}")  # struct mount_attr (mount_setattr(2))
 # What docker hides and freezes: /proc and /sys are windows on the one kernel, and some panes are the host's alone.
@@ -51,7 +53,7 @@ class Mount(Part):
 
     def __init__(
         self,
-        root: str | Path | None = None,
+        root: str | Path | Root | None = None,
         *,
         readonly: bool = False,
         binds: Sequence[Bind | str] = (),
@@ -62,7 +64,7 @@ class Mount(Part):
         masked: Sequence[str] | None = None,
         frozen: Sequence[str] | None = None,
     ) -> None:
-        self.root = None if root is None else str(root)
+        self.root = Directory(str(root)) if isinstance(root, (str, Path)) else root
         self.readonly = readonly
         self.binds = tuple(Bind.parse(bind) if isinstance(bind, str) else bind for bind in binds)
         self.tmpfs = tuple(tmpfs)
@@ -72,10 +74,8 @@ class Mount(Part):
         self.frozen = tuple(FROZEN if self.dev else ()) if frozen is None else tuple(frozen)
 
     def check(self, plan: Plan) -> None:
-        if self.root is not None and not os.path.isdir(self.root):
-            raise UsageError(f"root {self.root!r}: not a directory; the root of a container is one (rootfs.busybox() makes one)")
-        if self.root is not None and os.path.realpath(self.root) == "/":
-            raise UsageError("root '/': it is the root already, and pivot_root(2) cannot swap it with itself; Mount() without a root keeps it")
+        if self.root is not None:
+            self.root.check(plan)
         if self.root is None and self.readonly:
             raise UsageError("Mount(readonly=True): the host's own root is not made read-only; give a root")
         for bind in self.binds:
@@ -87,6 +87,17 @@ class Mount(Part):
             if self.root is None and not os.path.exists(target):
                 raise UsageError(f"mount point {target!r}: it does not exist, and the kit makes no directories in the host's own root")
 
+    @property
+    def handles(self) -> tuple[Handle, ...]:  # type: ignore[override]
+        return self.root.handles if self.root else ()
+
+    @property
+    def prepares(self) -> bool:  # type: ignore[override]
+        return self.root is not None and self.root.prepares
+
+    def prepare(self, start: Starting) -> AbstractContextManager[object]:
+        return self.root.prepare(start) if self.root else nullcontext()
+
     def rows(self, plan: Plan) -> Iterable[Row]:
         yield call("mount", None, "/", None, MS.REC | MS.PRIVATE, why="what is mounted from here on stays here")
         for number, bind in enumerate(self.binds):
@@ -95,8 +106,7 @@ class Mount(Part):
         yield from nodes.before() if nodes else ()
         yield from self._take_kernel_file_systems(plan)
         if self.root is not None:
-            yield call("mount", self.root, self.root, None, MS.BIND | MS.REC, why="a root must be a mount point")
-            yield call("chdir", self.root)
+            yield from self.root.rows(plan)
             yield call("pivot_root", ".", ".", why="the directory becomes the root; the old root now lies on top of it, out of the way of every path")
         yield from self._kernel_file_systems(plan)
         yield from nodes.after() if nodes else ()
@@ -138,7 +148,7 @@ class Mount(Part):
         yield from place(name, target)
 
     def _directory(self, target: str) -> Iterator[Row]:
-        if self.root is not None and not os.path.isdir(self.root + target):
+        if self.root is not None and not any(os.path.isdir(layer + target) for layer in self.root.layers):
             yield from make_directories(target)
 
     def _callers_mounts(self) -> Iterator[Row]:
@@ -155,7 +165,7 @@ class Mount(Part):
         for place, mounted in (("/proc/", self.proc is not False), ("/sys/", self.sys)):
             if path.startswith(place):
                 return bool(mounted) and os.path.exists(path)
-        return executables.exists(path, self.root or "/")
+        return any(executables.exists(path, layer) for layer in (self.root.layers if self.root else "/"))
 
     def _hidden(self) -> Iterator[Row]:
         for path in filter(self._is_there, self.masked):

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Protocol, TypeVar
 
 from kernel_lab.kernel.flags import CLONE
-from kernel_lab.kernel.program import Buffer, Row
+from kernel_lab.kernel.program import Buffer, Handle, Row
 
 P = TypeVar("P", bound="Part")
 
@@ -32,15 +32,35 @@ class Waiting(Protocol):
         """Writes into a buffer of the table, before a row reads it."""
 
 
+class Starting(Protocol):
+    """A child that has not been cloned yet."""
+
+    @property
+    def plan(self) -> Plan:
+        """What it is made from."""
+
+    def fill(self, buffer: Buffer, data: bytes) -> None:
+        """Writes into a buffer of the table."""
+
+    def give(self, handle: Handle, value: int) -> None:
+        """The value of a handle that no row stores: a descriptor of the creator's."""
+
+    def enter_cgroup(self, descriptor: int) -> None:
+        """The child is born in the cgroup v2 whose directory this is."""
+
+
 class Part:
     """One part of a container. It only says what is to be done: it runs nothing in the child, so a wrong one cannot hurt its creator.
 
     `order` says where its rows stand among the other parts': user 10, cgroup 20, time 30, uts 40, others 60, mounts 80, net 90.
+    `prepares`: whether the creator has something to do before each clone; `handles`: the handles that it sets then.
     `waits`: whether the child waits, before its rows, until `place` of every such part has done its work.
     """
 
     flags: CLONE = CLONE(0)
     order: ClassVar[int] = 60
+    handles: tuple[Handle, ...] = ()
+    prepares: bool = False
     waits: bool = False
 
     def check(self, plan: Plan) -> None:
@@ -49,6 +69,13 @@ class Part:
     def rows(self, plan: Plan) -> Iterable[Row]:
         """What the child does."""
         return ()
+
+    def prepare(self, start: Starting) -> AbstractContextManager[object]:
+        """What the creator does before the clone; leaving the context, once everybody in the container has ended, takes it back.
+
+        What the context gives is the caller's: `container.made(part)`.
+        """
+        return nullcontext()
 
     def place(self, child: Waiting) -> AbstractContextManager[object]:
         """What the creator does while the child waits; leaving the context takes it back."""

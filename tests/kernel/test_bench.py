@@ -81,6 +81,13 @@ def check_inside(lines: list[str], place: Ground, hostname: bool = True, loopbac
     assert namespaces[len(NEW) :] == [ours("cgroup"), ours("time")]
 
 
+def check_inside_an_engine(lines: list[str], place: Ground) -> None:
+    """An engine's container has a root of its own, an image, and the machine's users."""
+    name, number, *_ = lines
+    assert (name, number) == (place.hostname, "1")
+    assert not {ours(kind) for kind in NEW if kind != "user"} & set(lines)
+
+
 @pytest.mark.parametrize("one", CONTESTANTS, ids=lambda one: one.who)
 def test_everybody_runs_the_same_command_in_the_same_container_or_says_why_not(one: Contestant, asking: Ground) -> None:
     if os.geteuid() and one.who in ROOTS_ALONE:
@@ -94,7 +101,29 @@ def test_everybody_runs_the_same_command_in_the_same_container_or_says_why_not(o
         assert str(absent).startswith("installed, but" if shutil.which(program) else "not installed")
         return
     for seen in (lines, again):
+        if isinstance(one, Engine):
+            check_inside_an_engine(seen, asking)
+            continue
         check_inside(seen, asking, hostname=not one.who.startswith("unshare"), loopback=not one.who.startswith("unshare"))
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("one", OTHERS, ids=lambda one: one.who)
+def test_everybody_has_the_overlay_and_the_limits_or_says_why_not(one: Contestant) -> None:
+    asked = "sed -n 's/.* \\/ \\/ .* - \\([a-z]*\\) .*/\\1/p' /proc/self/mountinfo; cat /proc/self/cgroup"
+    with ground(False, ("/bin/sh", "-c", asked), layered=True) as place:
+        try:
+            with one.ready(place) as run:
+                seen = [said(run()), said(run())]
+        except Absent as absent:
+            assert str(absent) in ("it makes no control groups", "not installed")
+            return
+        assert [list(left.iterdir()) for left in place.layers.iterdir()] in ([], [[]])
+    ours = Path("/proc/self/cgroup").read_text().splitlines()
+    for root, *groups in seen:
+        assert root == "overlay"
+        others = [line for line in groups if line not in ours]
+        assert len({line.rpartition("/")[2] for line in others}) == 1 and others, groups
 
 
 @contextmanager
@@ -261,7 +290,7 @@ def test_an_interrupt_leaves_nothing(light: None, bare: Path, monkeypatch: pytes
 def test_an_ordinary_user_is_told_that_a_bridge_needs_root(light: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     report = measure(1, ["veth"])
-    assert {row.note for row in report.rows} == {"needs root, as a bridge does"}
+    assert {row.note for row in report.rows} == {"needs root, as bridges and limits do"}
 
 
 @pytest.mark.needs("root", "crun", "runc")

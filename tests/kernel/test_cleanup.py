@@ -244,7 +244,7 @@ for directory in (lost, kept):
 (lost / "in").mkdir()
 subprocess.run(["mount", "--bind", sys.argv[2], lost / "in"], check=True)
 try:
-    cleanup.discard(lost)
+    state.discard(lost)
 except RuntimeError as error:
     print("refused" if "is mounted there" in str(error) else error)
 found = [one for one in cleanup.leftovers() if one.kind in ("mount", "file")]

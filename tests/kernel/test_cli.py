@@ -2,12 +2,9 @@
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +69,9 @@ def test_options_reach_the_command(tmp_path: Path) -> None:
         (["run", "-u", "nobody-knows", "busybox", "true"], 125, "nobody-knows"),
         (["run", "--ulimit", "nofile=many", "busybox", "true"], 125, "NAME=SOFT"),
         (["run", "--network", "docker0", "busybox", "true"], 125, "docker0"),
+        (["run", "--ip", "10.88.0.9", "busybox", "true"], 125, "--ip 10.88.0.9"),
+        (["run", "--ip", "10.88.0.9", "--network", "host", "busybox", "true"], 125, "--network host"),
+        (["run", "--ip", "10.88.0.9", "--network", "user", "busybox", "true"], 125, "--network user"),
         (["exec", "no-such-box", "true"], 125, "no-such-box"),
         (["stop", "no-such-box"], 125, "no-such-box"),
         (["kill", "-s", "NOSUCH", "no-such-box"], 125, "no-such-box"),
@@ -156,56 +156,3 @@ def test_signals_go_to_the_command() -> None:
         assert process.stdout and process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == "got\n" and process.wait() == 6
-
-
-class Typed:
-    """A person at a terminal."""
-
-    def __init__(self, *words: str) -> None:
-        self.pid, self.terminal = pty.fork()
-        if self.pid == 0:
-            os.execv(KLAB[0], [*KLAB, *words])
-        self.shown = ""
-
-    def until(self, text: str, patience: float = 60.0) -> None:
-        end = time.monotonic() + patience
-        while text not in self.shown:
-            assert time.monotonic() < end, f"{text!r} does not come; there is {self.shown!r}"
-            if select.select([self.terminal], [], [], 0.1)[0]:
-                self.shown += os.read(self.terminal, 4096).decode(errors="replace")
-
-    def type(self, text: str) -> None:
-        self.shown = ""
-        os.write(self.terminal, text.encode())
-
-    def end(self) -> int:
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        os.close(self.terminal)
-        return code
-
-
-@pytest.mark.parametrize("options", [[], ["--init"]])
-def test_a_shell_in_a_terminal(options: list[str]) -> None:
-    shell = Typed("run", "-it", *options, "busybox", "sh")
-    shell.until("# ")
-    shell.type("test -t 0 && echo a-$((40+2))-terminal\n")
-    shell.until("a-42-terminal")
-    shell.type("trap 'echo int-$((1+1))' INT\n")
-    shell.until("# ")
-    shell.type("\x03")
-    shell.until("int-2")
-    shell.type("sleep 1000\n")
-    time.sleep(0.3)
-    shell.type("\x03")
-    shell.until("# ")
-    shell.type("exit 5\n")
-    assert shell.end() == 5
-
-
-def test_a_terminal_in_a_running_container(web: str) -> None:
-    shell = Typed("exec", "-it", "web", "sh")
-    shell.until("# ")
-    shell.type("hostname; test -t 1 && echo term-$((40+2))\n")
-    shell.until("term-42")
-    shell.type("exit\n")
-    assert shell.end() == 0

@@ -1,15 +1,18 @@
-"""Creators of all kinds: threads that outlive the main one, forks, threads that take back at once; and roots that mean harm."""
+"""Creators of all kinds: threads that outlive the main one, forks, threads that take back at once or change ids, creators that do not hear of their
+children, or may make no devices; and roots that mean harm."""
 
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from here import busybox, users
 
-from kernel_lab import PID, Container, Mount
+from kernel_lab import PID, UTS, Container, Mount, Time, User
+from kernel_lab.kernel.calls import dumpable
 
 PARTS = "*([] if os.geteuid() == 0 else [User()])"
 
@@ -66,6 +69,138 @@ def test_two_threads_that_kill_at_once() -> None:
         for thread in threads:
             thread.join()
         assert not errors
+
+
+def _many(starts: list[Callable[[], int]]) -> list[object]:
+    """What is wrong with these starts, each in a thread of its own, three times at once with the others."""
+    wrong: list[object] = []
+    barrier = threading.Barrier(len(starts))
+
+    def work(start: Callable[[], int]) -> None:
+        for _ in range(3):
+            barrier.wait()
+            try:
+                if code := start():
+                    wrong.append(code)
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in starts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong
+
+
+@pytest.mark.needs("user", "newuidmap")
+def test_threads_of_an_ordinary_user_that_map_change_and_join_at_once() -> None:
+    own, range_of_ids = User(), User.subordinate()
+    another = User([(0, *range_of_ids.uids[1][1:])], [(0, *range_of_ids.gids[1][1:])])
+    with Container(own, PID()).start("sleep 1000") as box:
+        starts: list[Callable[[], int]] = [
+            lambda: Container(own, UTS("a")).run("true").code,
+            lambda: Container(own, Time(boottime=60), PID()).run("true").code,
+            lambda: Container(range_of_ids, PID()).run("true").code,
+            lambda: Container(range_of_ids, PID()).run("true", user="7:7").code,
+            lambda: Container(another, PID()).run("true").code,
+            lambda: box.exec("true").code,
+        ]
+        assert _many([*starts, starts[0], starts[4]]) == []
+    assert dumpable()
+
+
+DEAF = {
+    "ignores SIGCHLD": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "waits for any child": "threading.Thread(target=wait_for_any, daemon=True).start()",
+}
+_DEAF = f"""
+import signal, threading, time
+from kernel_lab.kernel import exits
+def wait_for_any():
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            time.sleep(0.001)
+def told(ask):
+    try:
+        return ask()
+    except KernelError as error:
+        return str(error)
+users = {PARTS}
+Container(*users, PID()).run("true")
+"""
+
+
+@pytest.mark.parametrize("how", DEAF)
+@pytest.mark.usefixtures("executor")
+def test_a_creator_that_does_not_hear_of_its_children_knows_how_they_ended(how: str) -> None:
+    code = f"""
+{_DEAF}
+{DEAF[how]}
+for parts in ([PID(init=True)], [UTS("a")]):
+    box = Container(*users, *parts)
+    print(told(lambda: box.run("sh -c 'exit 7'").code), told(lambda: box.run("sh -c 'kill -9 $$'").code), box.run("/no/such").code)
+    with box.start("sleep 1000"):
+        box.signal(signal.SIGTERM)
+        print(told(box.wait))
+"""
+    remembers = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+    shown = python(code)
+    if remembers:
+        assert shown == "7 137 127\n143\n" * 2
+    else:
+        assert shown.count("the exit code has been taken") >= 2 and "Traceback" not in shown
+
+
+@pytest.mark.parametrize("how", DEAF)
+def test_and_of_those_that_join(how: str) -> None:
+    code = f"""
+{_DEAF}
+{DEAF[how]}
+with Container(*users, PID()).start("sleep 1000") as box:
+    print(told(lambda: box.exec("sh -c 'read line; exit 5'", input="line\\n").code))
+"""
+    shown = python(code)
+    assert shown == "5\n" or "the exit code has been taken" in shown
+
+
+@pytest.mark.parametrize("how", DEAF)
+def test_a_code_that_nobody_remembers_is_not_made_up(how: str) -> None:
+    code = f"""
+{_DEAF}
+exits.PIDFD_GET_INFO = 0  # as before Linux 6.15
+{DEAF[how]}
+box = Container(*users, PID())
+print(told(lambda: box.run("sh -c 'read line; exit 5'", input="line\\n").code))
+print(told(lambda: Container(*users, UTS("a"), Refused()).run("true").code))
+with box.start("sleep 1000"):
+    pid = box.pid
+print(os.path.exists(f"/proc/{{pid}}"), box.running)
+"""
+    part = 'class Refused(Part):\n    def rows(self, plan):\n        yield call("chdir", "/no/such")\n'
+    taken, refused, left = python(part + code).splitlines()
+    assert "the exit code has been taken: this process ignores SIGCHLD" in taken
+    assert "chdir" in refused and "ENOENT" in refused
+    assert left == "False False"
+
+
+LOOK = "test -c /dev/null && echo > /dev/null && head -c1 /dev/zero | wc -c"
+
+
+@pytest.mark.needs("setpriv", "root")
+def test_root_without_the_right_to_make_devices() -> None:
+    klab = (sys.executable, "-m", "kernel_lab.cli", "run", "busybox", "sh", "-c", LOOK)
+    done = subprocess.run(["setpriv", "--bounding-set=-mknod", *klab], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1\n", done.stderr
+
+
+@pytest.mark.needs("unshare", "userns")
+def test_root_of_a_user_namespace_only() -> None:
+    klab = (sys.executable, "-m", "kernel_lab.cli", "run", "busybox", "sh", "-c", LOOK)
+    done = subprocess.run(["unshare", "--user", "--map-root-user", *klab], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_what_is_hidden_is_looked_for_in_the_root(tmp_path: Path) -> None:

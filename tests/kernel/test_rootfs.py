@@ -27,7 +27,7 @@ CHROOT = shutil.which("chroot", path=SEARCH) or "chroot"
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
     yield tmp_path / "data"
-    cleanup.discard(tmp_path / "data")
+    state.discard(tmp_path / "data")
 
 
 def inside(root: Path, script: str) -> str:

@@ -26,7 +26,8 @@ def bare_checkout(folder: Path) -> Path:
     for path in ("lab", "vm/provision"):
         (checkout / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, checkout / path)
-    (checkout / "requirements.lock").write_text("")
+    for lock in ("requirements.lock", "requirements-fuse.lock"):
+        (checkout / lock).write_text("")
     (checkout / "vm/packages").write_text("")
     (checkout / "kernel_lab").mkdir()
     (checkout / "kernel_lab/__init__.py").write_text("HERE = True\n")
@@ -131,6 +132,14 @@ def test_a_failed_installation_says_so_and_is_tried_again(checkout: Path) -> Non
         assert (done.returncode, done.stdout) == (1, "")
         assert "Invalid requirement" in done.stderr
         assert "pip could not install requirements.lock" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_left_out(checkout: Path) -> None:
+    (checkout / "requirements-fuse.lock").write_text("== no requirement\n")
+    done = lab(checkout, "python", "-c", "print('all else')")
+    assert (done.returncode, done.stdout) == (0, "all else\n")
+    assert "there is no AUFS in user space" in done.stderr
 
 
 @pytest.mark.slow
@@ -257,14 +266,16 @@ def test_every_package_has_its_reason() -> None:
 
 def test_what_the_project_needs_is_what_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
-    locked = {re.sub(r"[-_.]+", "-", name.lower()) for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.M)}
-    assert set(entries("requirements.in")) == needed
-    assert needed <= locked
+    optional = project["optional-dependencies"]
+    for name, needed in (("requirements", {*project["dependencies"], *optional["dev"]}), ("requirements-fuse", {*optional["fuse"]})):
+        locked = {re.sub(r"[-_.]+", "-", name.lower()) for name in re.findall(r"^([\w.-]+)==", (ROOT / f"{name}.lock").read_text(), re.M)}
+        assert set(entries(f"{name}.in")) == needed
+        assert needed <= locked
 
 
-def test_every_locked_package_has_a_version_and_hashes_and_no_place() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-fuse.lock"])
+def test_every_locked_package_has_a_version_and_hashes_and_no_place(name: str) -> None:
+    text = (ROOT / name).read_text()
     entry = r"[\w.-]+(\[\w+\])?==[\w.!+-]+( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n"
     assert re.sub(entry, "", text) == ""
 
