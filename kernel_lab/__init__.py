@@ -15,13 +15,17 @@ from kernel_lab.namespaces.timens import Time
 from kernel_lab.namespaces.user import User
 from kernel_lab.namespaces.uts import UTS
 from kernel_lab.refusals import CommandError
+from kernel_lab.unionfs.aufs import Aufs
+from kernel_lab.unionfs.branches import Branch
 from kernel_lab.unionfs.overlay import Overlay
 
 __all__ = [
     "IPC",
     "PID",
     "UTS",
+    "Aufs",
     "Bind",
+    "Branch",
     "Buffer",
     "Cgroup",
     "CgroupNS",

@@ -14,7 +14,7 @@ from kernel_lab.command import Command
 from kernel_lab.keeper import lastingly
 from kernel_lab.kernel import dumpable
 from kernel_lab.kernel.errors import KernelError
-from kernel_lab.kernel.exits import exit_code
+from kernel_lab.kernel.exits import exit_code, taken
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.memory import Image
 from kernel_lab.kernel.native import Child
@@ -44,7 +44,6 @@ class Process:
     code: int | None = None
     seconds: float = 0.0
     _needs_settling = False
-    _taken: KernelError | None = None
     _mode: AbstractContextManager[None] | None = None
     _sharing: tuple[int, int] | None = None
 
@@ -99,11 +98,15 @@ class Process:
 
     def check(self) -> None:
         """Raises what kept the command from running: KernelError for a refused row, CommandError for a command that cannot be executed."""
-        if self.code in (None, STOPPED, UNKNOWN):
-            program = self.results()
-            if error := refusal(program, self.command, self.image.layout.flags):
-                error.program = program
-                raise error
+        if self.code in (None, STOPPED) and (error := self._refusal()):
+            raise error
+
+    def _refusal(self) -> KernelError | None:
+        program = self.results()
+        error = refusal(program, self.command, self.image.layout.flags)
+        if error:
+            error.program = program
+        return error
 
     def results(self) -> Program:
         """The table with the kernel's answers."""
@@ -125,9 +128,8 @@ class Process:
         while (code := self._reaped()) is None:
             if not self.ended(timeout):
                 raise TimeoutError(f"{self.command.argv[0]}: still running after {timeout} s")
-        if self._taken:
-            self.check()
-            raise self._taken
+        if code == UNKNOWN:
+            raise taken()
         return code
 
     def _reaped(self) -> int | None:
@@ -136,8 +138,8 @@ class Process:
             if self.code is None and self._others_ended():
                 try:
                     self.code = exit_code(self.pidfd)
-                except KernelError as error:
-                    self._taken, self.code = error, UNKNOWN
+                except KernelError:
+                    self.code = STOPPED if self._refusal() else UNKNOWN
                 if self.code is not None:
                     self.seconds = time.monotonic() - self.started
             return self.code

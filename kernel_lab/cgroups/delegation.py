@@ -16,6 +16,7 @@ from kernel_lab.kernel.errors import UsageError
 CREATORS = "klab-creators"  # where those go who were in the delegated group itself; it goes with that
 ROUNDS = 100
 SCOPE = "systemd-run --user --scope -p Delegate=yes klab …, or jupyter lab in the place of klab"
+BOOT = "systemd.unified_cgroup_hierarchy=1 on the kernel's command line"
 HANDED_ON = "/etc/systemd/system/user@.service.d/delegate.conf with [Service] Delegate=cpu cpuset io memory pids, then systemctl daemon-reload"
 
 
@@ -34,20 +35,26 @@ def base(hierarchy: Hierarchy) -> str:
     own = hierarchy.own()
     own = os.path.dirname(own) if os.path.basename(own) == CREATORS else own
     needed = ("", "cgroup.procs", "cgroup.subtree_control")
-    if not all(os.access(os.path.join(own, file), os.W_OK) for file in needed):
-        raise UsageError(f"cgroup v2: {own}, where this process is, has not been delegated to user {os.geteuid()}: {SCOPE}")
-    return own
+    if all(os.access(os.path.join(own, file), os.W_OK) for file in needed):
+        return own
+    if os.geteuid() == 0:
+        raise UsageError(f"cgroup v2: not even root may write to {own}: {_writable(hierarchy)}; a container around needs to be privileged")
+    raise UsageError(f"cgroup v2: {own}, where this process is, has not been delegated to user {os.geteuid()}: {SCOPE}")
+
+
+def _writable(hierarchy: Hierarchy) -> str:
+    return f"mount -o remount,rw {hierarchy.point}"
 
 
 def look(wanted: Iterable[str] = ("cpu", "cpuset", "io", "memory", "pids")) -> Delegation:
     """What `klab doctor` says of it; `wanted`: the controllers that limits need."""
     hierarchy = unified()
     if hierarchy is None:
-        return Delegation(os.geteuid() == 0, "no cgroup v2 is mounted, and in v1 only root makes groups", "")
+        return Delegation(os.geteuid() == 0, "no cgroup v2 is mounted, and in v1 only root makes groups", "" if os.geteuid() == 0 else BOOT)
     try:
         directory = base(hierarchy)
     except UsageError:
-        return Delegation(False, f"{hierarchy.own()} belongs to somebody else", SCOPE)
+        return Delegation(False, f"{hierarchy.own()} cannot be written to", SCOPE if os.geteuid() else _writable(hierarchy))
     lacking = [name for name in wanted if name not in handed_to(directory)]
     if not lacking or os.geteuid() == 0:
         return Delegation(True, f"groups are made in {directory}", "")

@@ -21,6 +21,7 @@ class Refusal:
     look: str
 
 
+GONE = "the group is gone: its container has ended."
 # The words for those refusals that the files alone can explain; `rules` knows the rest.
 REFUSALS = (
     Refusal("memory.limit_in_bytes", (EBUSY,), "the group uses more than that, and the kernel could not take enough back.", "See memory.stat."),
@@ -56,6 +57,8 @@ def write_bytes(path: str, data: bytes) -> None:
 def refused(path: str, text: str, errno: int) -> KernelError:
     """The error of a refused write."""
     row = call("write", path, text)
+    if errno == ENOENT and not os.path.isdir(os.path.dirname(path)):
+        return KernelError(errno, str(row), row=row, rule=GONE)
     known = (one for one in REFUSALS if os.path.basename(path).startswith(one.file) and errno in one.errnos)
     if found := next(known, None):
         return KernelError(errno, str(row), row=row, rule=found.rule, look=found.look)

@@ -87,7 +87,11 @@ class Group:
         raise UsageError(f"{word}: the container is in no group of the controller {' or '.join(names)}; start it with this limit, 'max' if need be")
 
     def stats(self) -> Stats:
-        """What has been used so far."""
+        """What has been used so far. Raises UsageError once the container has ended, as `events` and `pressure` do."""
+        with self._there():
+            return Stats(**self._used())
+
+    def _used(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for place in self.places:
             readers = v1.READERS if place.version == V1 else v2.READERS
@@ -95,23 +99,34 @@ class Group:
                 found |= v2.time_used(place.path)
             for name in place.controllers:
                 found |= readers[name](place.path) if name in readers else {}
-        return Stats(**found)
+        return found
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            if os.path.isdir(self._control):
+                raise
+            raise UsageError(f"{self._control}: {files.GONE}") from None
 
     def events(self) -> dict[str, int]:
         """What has happened, by name: memory.oom_kill, pids.max and others, how often; whether it is populated, and frozen."""
-        found = {"populated": int(bool(self.processes())), "frozen": int(processes.is_frozen(self._control))}
-        for place in self.places:
-            readers: Mapping[str, Callable[[str], dict[str, int]]] = v1.EVENTS if place.version == V1 else v2.EVENTS
-            for name in place.controllers:
-                found |= readers[name](place.path) if name in readers else {}
-        return found
+        with self._there():
+            found = {"populated": int(bool(self.processes())), "frozen": int(processes.is_frozen(self._control))}
+            for place in self.places:
+                readers: Mapping[str, Callable[[str], dict[str, int]]] = v1.EVENTS if place.version == V1 else v2.EVENTS
+                for name in place.controllers:
+                    found |= readers[name](place.path) if name in readers else {}
+            return found
 
     def pressure(self) -> dict[str, Pressure]:
         """How long its processes have waited for cpu, memory and io. Raises UsageError where the kernel does not say."""
         directory = self.paths().get("v2")
         if directory is None:
             raise UsageError("pressure: only groups of version 2 have it, and no cgroup2 file system is mounted here")
-        return {name: _pressure(directory, name) for name in RESOURCES}
+        with self._there():
+            return {name: _pressure(directory, name) for name in RESOURCES}
 
     def processes(self) -> list[int]:
         """The processes in it and in the groups inside, lowest number first."""
@@ -169,6 +184,8 @@ def _pressure(directory: str, resource: str) -> Pressure:
     try:
         lines = files.read(f"{directory}/{resource}.pressure").splitlines()
     except FileNotFoundError:
+        if not os.path.isdir(directory):
+            raise
         raise UsageError(f"pressure: this kernel does not count that of {resource} (CONFIG_PSI, since Linux 4.20)") from None
     except OSError as error:
         if error.errno != EOPNOTSUPP:

@@ -66,7 +66,8 @@ def _add(wanted: dict[Hierarchy, list[str]], hierarchy: Hierarchy, names: tuple[
 
 
 def _directory(hierarchy: Hierarchy, controllers: tuple[str, ...], limits: Limits) -> Directory:
-    return _in_v1(hierarchy, controllers, limits) if hierarchy.version == V1 else _in_v2(hierarchy, controllers, limits)
+    # A group of v1 is one of every controller that its hierarchy was mounted with.
+    return _in_v1(hierarchy, hierarchy.controllers, limits) if hierarchy.version == V1 else _in_v2(hierarchy, controllers, limits)
 
 
 def _in_v1(hierarchy: Hierarchy, controllers: tuple[str, ...], limits: Limits) -> Directory:

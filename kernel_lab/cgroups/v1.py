@@ -37,7 +37,7 @@ NEW = Memory()
 
 def writes(limits: Limits, controller: str, now: Memory = NEW) -> list[Write]:
     """What gives a group of this controller its limits, in the order that the kernel needs. Raises UsageError for what version 1 cannot do."""
-    texts = _memory(limits, now) if controller == "memory" else WRITERS[controller](limits)
+    texts = _memory(limits, now) if controller == "memory" else WRITERS.get(controller, _nothing)(limits)
     return [Write("v1", controller, file, text) for file, text in texts]
 
 
@@ -115,8 +115,6 @@ WRITERS: dict[str, Callable[[Limits], Texts]] = {
     "blkio": _blkio,
     "hugetlb": _hugetlb,
     "devices": _devices,
-    "cpuacct": _nothing,
-    "freezer": _nothing,
 }
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from kernel_lab.cgroups.amounts import UNLIMITED
 from kernel_lab.cgroups.devices import name as disk_name
 from kernel_lab.cgroups.files import numbers, read, read_number
 from kernel_lab.cgroups.limits import Limits
+from kernel_lab.cgroups.processes import groups
 from kernel_lab.cgroups.stats import IO, limit
 from kernel_lab.cgroups.writes import Write
 
@@ -109,8 +109,14 @@ def time_used(directory: str) -> dict[str, Any]:
 READERS: dict[str, Callable[[str], dict[str, Any]]] = {"memory": _memory_used, "cpu": _cpu_used, "pids": _pids_used, "io": _io_used}
 
 
-def _events(directory: str, controller: str) -> dict[str, int]:
-    return {f"{controller}.{name}": count for name, count in numbers(f"{directory}/{controller}.events").items()}
+def _memory_events(directory: str) -> dict[str, int]:
+    return {f"memory.{name}": count for name, count in numbers(f"{directory}/memory.events").items()}
 
 
-EVENTS: dict[str, Callable[[str], dict[str, int]]] = {name: partial(_events, controller=name) for name in ("memory", "pids")}
+def _pids_events(directory: str) -> dict[str, int]:
+    # Before Linux 6.11 it was counted in the group of who was refused, which may be one inside.
+    here, *inside = (numbers(f"{group}/pids.events").get("max", 0) for group in reversed(groups(directory)))
+    return {"pids.max": here or sum(inside)}
+
+
+EVENTS: dict[str, Callable[[str], dict[str, int]]] = {"memory": _memory_events, "pids": _pids_events}

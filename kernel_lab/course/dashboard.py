@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -118,6 +119,7 @@ class Dashboard:
             axes.set(title=CURVES[name], xlabel="seconds", ylim=(0, None))
         file = io.BytesIO()
         figure.savefig(file, format="png")
+        font_manager._get_font.cache_clear()  # type: ignore[attr-defined]  # for each thread matplotlib keeps the fonts' files open, for good
         return file.getvalue()
 
     def __repr__(self) -> str:

@@ -9,12 +9,16 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from kernel_lab.cgroups import delegation
+from kernel_lab.cgroups.hierarchies import hierarchies
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.executors import available, trial
 from kernel_lab.namespaces.pid import PID
 from kernel_lab.namespaces.user import User
 from kernel_lab.plan import Plan
 from kernel_lab.starting import standing
+from kernel_lab.unionfs import aufs_kernel
+from kernel_lab.unionfs.aufs import lacking
 
 OK, LACKING, OPTIONAL = "ok", "lacking", "optional"
 OLDEST = (5, 12)  # mount_setattr(2)
@@ -104,10 +108,22 @@ def _usermode() -> Iterator[Finding]:
 
 
 def _cgroups() -> Iterator[Finding]:
-    mounted = {line.split()[2] for line in Path("/proc/mounts").read_text().splitlines()}
-    versions = [name for name, kind in (("v1", "cgroup"), ("v2", "cgroup2")) if kind in mounted]
+    versions = sorted({f"v{one.version}" for one in hierarchies()})
     mend = "" if versions else "mount -t cgroup2 none /sys/fs/cgroup"
-    yield Finding("cgroups", OK if versions else OPTIONAL, " and ".join(versions) or "none mounted", "being born in a cgroup (v2)", mend)
+    yield Finding("cgroups", OK if versions else OPTIONAL, " and ".join(versions) or "none mounted", "lab 08, limits, klab stats", mend)
+    if versions:
+        found = delegation.look()
+        yield Finding("groups of your own", OK if found.there else OPTIONAL, found.detail, "limits for an ordinary user", found.mend)
+
+
+def _unions() -> Iterator[Finding]:
+    known = Path("/proc/filesystems").read_text().split()
+    there = "overlay" in known or Path(f"/lib/modules/{platform.release()}/kernel/fs/overlayfs").exists()
+    detail, mend = ("known", "") if there else ("not in this kernel", "a kernel built with it")
+    yield Finding("overlay", OK if there else OPTIONAL, detail, "lab 09, --layers", mend)
+    lacks = lacking()
+    detail, mend = lacks or ("by the kernel" if aufs_kernel.is_there() else "in user space", "")
+    yield Finding("AUFS", OPTIONAL if lacks else OK, detail, "lab 09", mend)
 
 
 def _kvm() -> Iterator[Finding]:
@@ -125,6 +141,7 @@ LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _namespaces,
     _user_namespaces,
     _cgroups,
+    _unions,
     _commands,
     _usermode,
     _kvm,

@@ -1,137 +1,200 @@
-"""Layers as they lie on one another: which of them has a file, what hides it, and what happens when somebody writes to it."""
+"""The layers of a container's root as they lie on one another: which of them a file comes from, what hides it, and what happens on a write."""
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
 import ipywidgets
 from tabulate import tabulate
 
+from kernel_lab.container import Container
 from kernel_lab.course.pictures import CHAR, FRAME, GROUND, INK, LINE, MARGIN, MARK, PAD, TITLE
-from kernel_lab.unionfs.whiteouts import Notation
+from kernel_lab.kernel.errors import UsageError
+from kernel_lab.namespaces.mnt import Mount
+from kernel_lab.unionfs.aufs import Aufs
+from kernel_lab.unionfs.branches import Branch
+from kernel_lab.unionfs.whiteouts import AUFS, Notation, is_directory
+from kernel_lab.unionfs.writable import Writable
 
-SHOWN, HIDDEN, GONE, NOTHING = "shown", "hidden", "whiteout", ""
-FILLS = {SHOWN: "#cfe8d5", HIDDEN: "#eceff1", GONE: "#f6d5c8"}
+SHOWN, HIDDEN, WHITEOUT, OPAQUE, FILE, NOTHING = "shown", "hidden", "whiteout", "opaque", "a file", ""
+MARKS = {WHITEOUT: "the whiteout", OPAQUE: "the opaque directory", FILE: "the file in the place of its directory"}
+STYLES = {
+    SHOWN: ("#cfe8d5", ""),
+    HIDDEN: ("#eceff1", f' fill="{FRAME}"'),
+    WHITEOUT: ("#f6d5c8", f' fill="{MARK}" text-decoration="line-through"'),
+    OPAQUE: ("#f6d5c8", f' fill="{MARK}"'),
+    FILE: ("#f6d5c8", f' fill="{MARK}"'),
+}
+GAP = 6  # px between two cells
 
 
-class Cell(NamedTuple):
-    """What one layer has of one path: the file that is seen, one that is hidden, a whiteout, or nothing."""
+class Sight(NamedTuple):
+    """What one layer has of a path: whether the path itself, and if so whether a directory; and its mark, which hides all that is below."""
 
-    layer: str
-    state: str
+    has: bool
+    is_directory: bool = False
+    mark: str = NOTHING
+
+    @property
+    def ends(self) -> bool:
+        """Whether what the layers below have is hidden."""
+        return bool(self.mark) or (self.has and not self.is_directory)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A directory of a union. `marked`: whether its marks hide anything; in a branch `ro` of AUFS they do not."""
+
+    path: str
+    notation: Notation
+    writable: bool
+    marked: bool = True
+
+    @classmethod
+    def of(cls, branch: Branch) -> "Layer":
+        return cls(branch.path, AUFS, branch.writable, branch.has_whiteouts)
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+    def sight(self, path: str) -> Sight:
+        """What this layer alone says of a path of the union."""
+        place, mark = self.path, self._opaque(self.path)
+        for name in path.split("/"):
+            if not is_directory(place):
+                return Sight(False, mark=FILE)
+            if self.marked and self.notation.hides(place, name):
+                mark = WHITEOUT
+            if not self.notation.has(place, name):
+                return Sight(False, mark=mark)
+            place = f"{place}/{name}"
+            mark = self._opaque(place) or mark
+        return Sight(True, is_directory(place), mark)
+
+    def _opaque(self, place: str) -> str:
+        return OPAQUE if self.marked and is_directory(place) and self.notation.is_opaque(place) else NOTHING
 
 
 class Stack:
-    """A stack of layers, drawn from their directories. `layers`: by name, the topmost, which is the one that is written to, first."""
+    """A picture of layers, the topmost first, and of what each of them has of some paths: the directories are read anew whenever it is shown."""
 
-    def __init__(self, layers: Mapping[str, str | os.PathLike[str]], notation: Notation, paths: Sequence[str]) -> None:
-        self.layers = {name: os.fspath(directory) for name, directory in layers.items()}
-        self.notation = notation
+    def __init__(self, layers: Sequence[Layer], *paths: str) -> None:
+        if not paths:
+            raise UsageError("Stack: no path; it shows what each layer has of the paths that it is given")
+        self.layers = list(layers)
         self.paths = [path.strip("/") for path in paths]
 
-    def cells(self, path: str) -> list[Cell]:
-        """From the top down."""
-        hidden, cells = False, []
-        for name, directory in self.layers.items():
-            state = self._state(directory, path)
-            if state == SHOWN and hidden:
-                state = HIDDEN
-            hidden = hidden or state == GONE or self._covers(directory, path) or (state == SHOWN and not os.path.isdir(f"{directory}/{path}"))
-            cells.append(Cell(name, state))
-        return cells
+    @classmethod
+    def of(cls, box: Container, *paths: str) -> "Stack":
+        """The layers of a running container's root. Raises UsageError when that is no union."""
+        mount = box.plan.part(Mount)
+        match box.made(mount) if mount and mount.prepares else None:
+            case Writable() as overlay:
+                upper, lower = Layer(overlay.upper, overlay.notation, True), [Layer(path, overlay.notation, False) for path in overlay.lower]
+                return cls([upper, *lower], *paths)
+            case Aufs() as union:
+                return cls(list(map(Layer.of, union.branches)), *paths)
+        raise UsageError(f"{box}: its root is one directory, and no stack of them; Mount(Overlay(…)) and Mount(Aufs(…)) have one")
 
-    def _state(self, directory: str, path: str) -> str:
-        parent, name = os.path.split(f"{directory}/{path}")
-        if os.path.isdir(parent) and self.notation.has(parent, name):
-            return SHOWN
-        return GONE if self._whiteout(directory, path) else NOTHING
-
-    def _whiteout(self, directory: str, path: str) -> bool:
-        """Of the path itself, or of a directory that it is in."""
-        above, name = os.path.split(path)
-        parent = os.path.join(directory, above)
-        if os.path.isdir(parent) and self.notation.hides(parent, name):
-            return True
-        return bool(above) and self._whiteout(directory, above)
-
-    def _covers(self, directory: str, path: str) -> bool:
-        """Whether a directory on the way hides all that the layers below have in it."""
-        above = os.path.dirname(path)
-        return bool(above) and (
-            (os.path.isdir(f"{directory}/{above}") and self.notation.is_opaque(f"{directory}/{above}")) or self._covers(directory, above)
-        )
+    def states(self, path: str) -> list[str]:
+        """What each layer has of the path, from the top down: `shown`, `hidden`, one of the marks, or nothing."""
+        states: list[str] = []
+        covered = False
+        for layer in self.layers:
+            sight = layer.sight(path.strip("/"))
+            # Under a directory, only a directory is shown.
+            shown = sight.has and not covered and (SHOWN not in states or sight.is_directory)
+            states.append(SHOWN if shown else HIDDEN if sight.has else sight.mark)
+            covered = covered or sight.ends
+        return states
 
     def explain(self, path: str) -> str:
-        """In words: where it comes from, what hides it, and what a write does."""
-        top, *_ = self.layers
-        cells = self.cells(path.strip("/"))
-        seen = next((cell.layer for cell in cells if cell.state == SHOWN), None)
-        gone = next((cell.layer for cell in cells if cell.state == GONE), None)
-        hidden = [cell.layer for cell in cells if cell.state == HIDDEN]
-        if seen is None:
-            why = f"a whiteout in {gone} hides it" if gone else "no layer has it"
-            return f"/{path}: not there, since {why}. Who creates it makes it in {top}."
-        rest = f" It hides what {' and '.join(hidden)} has by that name." if hidden else ""
-        written = "changed where it is" if seen == top else f"copied up to {top} first, and changed there"
-        return f"/{path}: comes from {seen}.{rest} On a write it is {written}."
+        """In words: where it comes from, what it hides or is hidden by, and what a write does."""
+        path = path.strip("/")
+        states = self.states(path)
+        named = {state: [layer.name for layer, found in zip(self.layers, states, strict=True) if found == state] for state in states}
+        if SHOWN not in named:
+            return f"/{path}: not there: {_why_not(named)}."
+        hides = f" It hides what {_and(named[HIDDEN])} has." if HIDDEN in named else ""
+        return f"/{path}: comes from {_and(named[SHOWN])}.{hides} {self._on_write(states.index(SHOWN), path)}"
+
+    def _on_write(self, number: int, path: str) -> str:
+        if self.layers[number].writable:
+            return f"On a write it is changed there, in {self.layers[number].name}."
+        above = [layer for layer in self.layers[:number] if layer.writable]
+        if not above:
+            return "On a write: EROFS, as no layer above is writable."
+        parent = os.path.dirname(path)
+        target = next((layer for layer in above if layer.sight(parent).has), above[0]) if parent else above[0]
+        return f"On a write it is copied up to {target.name} first, and changed there."
 
     def explorer(self) -> "Explorer":
-        """A list of the paths to click on, each with its explanation."""
+        """The picture with its paths to click on."""
         return Explorer(self)
 
     def __repr__(self) -> str:
-        columns = [[cell.state or "–" for cell in self.cells(path)] for path in self.paths]
-        return tabulate([[name, *(column[row] for column in columns)] for row, name in enumerate(self.layers)], ("", *self.paths))
+        columns = [[state or "–" for state in self.states(path)] for path in self.paths]
+        return tabulate([[layer.name, *(column[row] for column in columns)] for row, layer in enumerate(self.layers)], ("", *self.paths))
 
     def _repr_svg_(self) -> str:
-        label = max(map(len, (*self.layers, "what is seen"))) * (CHAR + 1) + 2 * PAD
-        widths = [len(path) * (CHAR + 1) + 2 * PAD for path in self.paths]
-        height = LINE + PAD
-        width, tall = label + sum(widths) + 2 * MARGIN, (len(self.layers) + 1) * (height + 6) + 2 * MARGIN
-        body = [_label(name, MARGIN, MARGIN + row * (height + 6), label - 6, height) for row, name in enumerate(("what is seen", *self.layers))]
-        x = MARGIN + label
-        for path, wide in zip(self.paths, widths, strict=True):
-            body += self._column(path, x, wide - 6, height)
-            x += wide
+        names = ["what is seen", *(layer.name for layer in self.layers)]
+        texts = [names, *([path] * len(names) for path in self.paths)]
+        widths = [max(map(len, column)) * (CHAR + 1) + 2 * PAD for column in texts]
+        width, height = sum(widths) + GAP * len(self.paths) + 2 * MARGIN, len(names) * (LINE + PAD + GAP) - GAP + 2 * MARGIN
+        cells = [_cell(name, MARGIN, row, widths[0], TITLE, ' font-weight="bold"') for row, name in enumerate(names)]
+        x = MARGIN + widths[0] + GAP
+        for path, wide in zip(self.paths, widths[1:], strict=True):
+            states = self.states(path)
+            seen = SHOWN if SHOWN in states else NOTHING
+            cells += [_cell(path, x, row, wide, *STYLES[state]) for row, state in enumerate((seen, *states)) if state]
+            x += wide + GAP
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{tall}" viewBox="0 0 {width} {tall}" role="img" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
             f'aria-label="{escape(repr(self))}" font-family="monospace" font-size="12" fill="{INK}">\n'
-            f'<rect width="{width}" height="{tall}" rx="8" fill="{GROUND}"/>\n' + "\n".join(body) + "\n</svg>"
+            f'<rect width="{width}" height="{height}" rx="8" fill="{GROUND}"/>\n' + "\n".join(cells) + "\n</svg>"
         )
 
-    def _column(self, path: str, x: int, wide: int, height: int) -> list[str]:
-        cells = self.cells(path)
-        seen = SHOWN if any(cell.state == SHOWN for cell in cells) else NOTHING
-        return [_cell(path, state, x, MARGIN + row * (height + 6), wide, height) for row, state in enumerate((seen, *(cell.state for cell in cells)))]
+
+def _cell(text: str, x: int, row: int, wide: int, fill: str, style: str) -> str:
+    height = LINE + PAD
+    y = MARGIN + row * (height + GAP)
+    box = f'<rect x="{x}" y="{y}" width="{wide}" height="{height}" rx="4" fill="{fill}" stroke="{FRAME}"/>'
+    return f'{box}<text x="{x + wide // 2}" y="{y + height // 2 + 4}" text-anchor="middle"{style}>{escape(text)}</text>'
 
 
-def _label(text: str, x: int, y: int, wide: int, height: int) -> str:
-    box = f'<rect x="{x}" y="{y}" width="{wide}" height="{height}" rx="4" fill="{TITLE}" stroke="{FRAME}"/>'
-    return f'{box}<text x="{x + PAD}" y="{y + height // 2 + 4}" font-weight="bold">{escape(text)}</text>'
+def _why_not(named: Mapping[str, Sequence[str]]) -> str:
+    """`named`: the layers by what they have, what is topmost first."""
+    mark = next((state for state in named if state in MARKS), None)
+    if mark is None:
+        return "no layer has it"
+    return f"{MARKS[mark]} in {named[mark][0]} hides {f'what {_and(named[HIDDEN])} has' if HIDDEN in named else 'it'}"
 
 
-def _cell(path: str, state: str, x: int, y: int, wide: int, height: int) -> str:
-    if state == NOTHING:
-        return ""
-    style = {HIDDEN: ' fill="#8795a1"', GONE: f' fill="{MARK}" text-decoration="line-through"'}.get(state, "")
-    box = f'<rect x="{x}" y="{y}" width="{wide}" height="{height}" rx="4" fill="{FILLS[state]}" stroke="{FRAME}"/>'
-    return f'{box}<text x="{x + wide // 2}" y="{y + height // 2 + 4}" text-anchor="middle"{style}>{escape(path)}</text>'
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(names)
 
 
 class Explorer:
-    """The picture, and below it the paths to click on."""
+    """The picture of a stack, and below it its paths, to click on one and read where it comes from."""
 
     def __init__(self, stack: Stack) -> None:
-        self.choice = ipywidgets.Select(options=stack.paths, rows=min(len(stack.paths), 8))
-        self.said = ipywidgets.HTML(escape(stack.explain(stack.paths[0])))
-        self.choice.observe(lambda change: setattr(self.said, "value", escape(stack.explain(change["new"]))), names="value")
-        self._view = ipywidgets.VBox([ipywidgets.HTML(stack._repr_svg_()), ipywidgets.HBox([self.choice, self.said])])
-        self._stack = stack
+        self.stack = stack
+        self.choice = ipywidgets.Select(options=[f"/{path}" for path in stack.paths], rows=min(len(stack.paths), 8))
+        self.picture, self.said = ipywidgets.HTML(), ipywidgets.HTML()
+        self.choice.observe(lambda change: self._look(), names="value")
+        self._view = ipywidgets.VBox([self.picture, ipywidgets.HBox([self.choice, self.said])])
+        self._look()
+
+    def _look(self) -> None:
+        """The layers may have changed since the last click."""
+        self.picture.value, self.said.value = self.stack._repr_svg_(), escape(self.stack.explain(self.choice.value))
 
     def __repr__(self) -> str:
-        return "\n".join(map(self._stack.explain, self._stack.paths))
+        return "\n".join(map(self.stack.explain, self.stack.paths))
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        shown: dict[str, Any] = dict(self._view._repr_mimebundle_(**options))
+        shown: dict[str, Any] = self._view._repr_mimebundle_(**options)
         return shown | {"text/plain": repr(self)}

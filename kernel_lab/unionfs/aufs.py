@@ -6,6 +6,7 @@ Where the kernel has AUFS, it does the work; elsewhere a process in user space d
 import importlib.util
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +23,9 @@ from kernel_lab.unionfs.aufs_where import Where, where
 from kernel_lab.unionfs.branches import Branch, parse
 from kernel_lab.unionfs.policies import POLICIES
 
-NEEDS = "apt install fuse3 libfuse3-dev pkg-config gcc python3-dev, then pip install pyfuse3"
+FUSE = "/dev/fuse"
+HOME = "aufs"  # in the data directory
+NEEDS = "apt-get install fuse3 libfuse3-dev pkg-config gcc python3-dev; then rm -r .venv and ./lab up"
 
 _numbers = itertools.count(1)
 
@@ -45,7 +48,7 @@ class Aufs:
             raise UsageError(f"Aufs(create={create!r}): there is {', '.join(POLICIES)}")
         self.branches = _absolute(given)
         self.create = create
-        self.path = f"{_home()}/{Creator.this().stamp}-{next(_numbers)}"
+        self.path = f"{os.path.realpath(state.data_path())}/{HOME}/{Creator.this().stamp}-{next(_numbers)}"
         self._mounted: InUserSpace | InKernel | None = None
         self._users = 0
         self._lock = threading.RLock()
@@ -61,11 +64,8 @@ class Aufs:
     def check(self, plan: Plan | None = None) -> None:
         """Raises UsageError for branches that do not go together, and where the machine cannot mount them."""
         _check(self.branches, self.path)
-        if not aufs_kernel.is_there():
-            if importlib.util.find_spec("pyfuse3") is None:
-                raise UsageError(f"Aufs: this kernel has no AUFS, and pyfuse3, with which it is made in user space, is not installed: {NEEDS}")
-            if not os.path.exists("/dev/fuse"):
-                raise UsageError("Aufs: this kernel has no AUFS, and no /dev/fuse to make one in user space: as root, modprobe fuse")
+        if why := lacking():
+            raise UsageError(f"Aufs: this kernel has no AUFS, and to make one in user space {why[0]}: {why[1]}")
 
     def rows(self, plan: Plan) -> Iterable[Row]:
         """In the child: the union is the working directory."""
@@ -82,6 +82,7 @@ class Aufs:
         with self._lock:
             if not self._users:
                 self.check()
+                _make_home()
                 self._mounted = (InKernel if aufs_kernel.is_there() else InUserSpace)(self.path, self.branches, self.create)
             self._users += 1
         return self
@@ -139,13 +140,27 @@ class Aufs:
         raise UsageError(f"branch {path!r}: it is none of {', '.join(self.layers)}")
 
 
-def _home() -> str:
+def lacking() -> tuple[str, str] | None:
+    """What this machine has not for a union to be mounted, and what mends it; None if it has everything."""
+    if aufs_kernel.is_there():
+        return None
+    if importlib.util.find_spec("pyfuse3") is None:
+        return "pyfuse3 is not installed", NEEDS
+    if not os.path.exists(FUSE):
+        return f"there is no {FUSE}", "as root, modprobe fuse"
+    if not os.access(FUSE, os.R_OK | os.W_OK):
+        return f"{FUSE} may not be opened", f"as root, chmod 666 {FUSE}"
+    if os.geteuid() and shutil.which("fusermount3") is None:
+        return "an ordinary user needs fusermount3", "apt-get install fuse3"
+    return None
+
+
+def _make_home() -> None:
     """Where unions are mounted. Others must be able to walk through: in a user namespace, root is another user."""
-    path = state.data_dir() / "aufs"
+    path = state.data_dir() / HOME
     with suppress(FileExistsError):
         path.mkdir()
         path.chmod(0o711)
-    return str(path)
 
 
 def _absolute(branches: Iterable[Branch]) -> tuple[Branch, ...]:

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import socket
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,8 +23,9 @@ from kernel_lab.kernel.calls import syscall
 from kernel_lab.kernel.errors import KernelError
 from kernel_lab.kernel.flags import AT_FD, OPEN_TREE
 from kernel_lab.unionfs.branches import Branch
+from kernel_lab.unionfs.fuse_files import Files
 from kernel_lab.unionfs.fuse_loop import Loop
-from kernel_lab.unionfs.fuse_operations import Files
+from kernel_lab.unionfs.fuse_operations import Operations
 from kernel_lab.unionfs.policies import POLICIES
 
 NAME = "klab-aufs"
@@ -87,6 +89,7 @@ class Daemon:
         self.conversation = conversation
         self.place = place
         self.held = Held()
+        self.forgotten = os.eventfd(0)
 
     def run(self) -> None:
         order = self._hear()
@@ -94,14 +97,14 @@ class Daemon:
         try:
             self.files = Files(self.held.take(self.branches), POLICIES[order["create"]]())
             self.files.union.clear()
-            pyfuse3.init(self.files, self.place, _options())
+            pyfuse3.init(Operations(self.files), self.place, _options())
         except (OSError, RuntimeError, Busy) as error:
             self._refuse(error)
             return
         try:
             _read_ahead(self.place)
             self._say({})
-            Loop({self.conversation.fileno(): self._answer}).run()
+            Loop({self.conversation.fileno(): self._answer, self.forgotten: self._finish}).run()
         finally:
             pyfuse3.close()
             self.files.union.clear()
@@ -131,18 +134,25 @@ class Daemon:
         for number in numbers:
             with suppress(FileNotFoundError):
                 pyfuse3.invalidate_inode(number)
+        os.eventfd_write(self.forgotten, 1)
+
+    def _finish(self) -> None:
+        """The kernel has forgotten; until now it could ask for what was only in the branches of before."""
+        os.eventfd_read(self.forgotten)
         self.held.keep(self.branches)
         self._say({})
 
     def _hear(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self.conversation.recv(LARGEST) or "{}"))
+            order: dict[str, Any] = json.loads(self.conversation.recv(LARGEST) or "{}")
         except ConnectionResetError:
-            return {}
+            order = {}
+        self.number = order.get("number", 0)
+        return order
 
     def _say(self, answer: dict[str, Any]) -> None:
         with suppress(BrokenPipeError):
-            self.conversation.send(json.dumps(answer).encode())
+            self.conversation.send(json.dumps({"number": self.number, **answer}).encode())
 
     def _refuse(self, error: Exception) -> None:
         self._say({"errno": getattr(error, "errno", 0) or 0, "text": str(error), "usage": isinstance(error, Busy)})
@@ -168,6 +178,7 @@ def _read_ahead(place: str) -> None:
 def main(descriptor: int, place: str) -> None:
     """The daemon's life."""
     Path("/proc/self/comm").write_text(NAME)
+    sys.setrecursionlimit(20_000)  # some frames for each directory of a path, and a path has room for two thousand (PATH_MAX)
     os.umask(0)  # the kernel has applied that of the process which asks
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

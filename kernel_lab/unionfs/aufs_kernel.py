@@ -17,11 +17,14 @@ def options(branches: Sequence[Branch], create: str) -> str:
 
 
 def changes(old: Sequence[Branch], new: Sequence[Branch]) -> str:
-    """The data of a remount that makes `new` of `old`: what is not in its place is taken away, and put there."""
-    return ",".join(_steps(list(old), new))
+    """The data of a remount that makes `new` of `old`. What is no longer wanted goes last: a union always has a branch."""
+    return ",".join(_steps(old, new))
 
 
-def _steps(now: list[Branch], new: Sequence[Branch]) -> Iterator[str]:
+def _steps(old: Sequence[Branch], new: Sequence[Branch]) -> Iterator[str]:
+    wanted = {branch.path: branch for branch in new}
+    now = [wanted.get(branch.path, branch) for branch in old]
+    yield from (f"mod:{branch}" for branch, before in zip(now, old, strict=True) if branch != before)
     for number, branch in enumerate(new):
         if now[number : number + 1] != [branch]:
             if branch in now:
@@ -29,5 +32,4 @@ def _steps(now: list[Branch], new: Sequence[Branch]) -> Iterator[str]:
                 yield f"del:{branch.path}"
             now.insert(number, branch)
             yield f"ins:{number}:{branch}"
-    for branch in now[len(new) :]:
-        yield f"del:{branch.path}"
+    yield from (f"del:{branch.path}" for branch in now[len(new) :])

@@ -1,6 +1,7 @@
 """A union that is mounted: by the kernel's own AUFS, or by a process in user space that answers for it on FUSE."""
 
 import errno
+import itertools
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from kernel_lab.kernel.flags import MNT, MS
 from kernel_lab.unionfs import aufs_kernel
 from kernel_lab.unionfs.branches import Branch
 
+LARGEST = 1 << 16  # bytes of an answer
 PATIENCE = 60.0  # seconds: an answer takes some milliseconds
 # As the janitor is started: the package's own __init__ would import half of the kit. Nor is trio imported, which pyfuse3 can do without (fuse_loop).
 START = """
@@ -61,56 +63,50 @@ class InUserSpace:
 
     def __init__(self, path: str, branches: Sequence[Branch], create: str) -> None:
         self.path = path
+        self.questions = itertools.count(1)
+        self.process: subprocess.Popen[bytes] | None = None
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(PATIENCE)
         with theirs, tempfile.TemporaryFile() as said:
             os.makedirs(path, mode=0o711)
             try:
                 self.process = _started(path, theirs, said.fileno())
-            except BaseException:
-                os.rmdir(path)
-                self.socket.close()
-                raise
-            theirs.close()
-            try:
+                theirs.close()
                 self._ask(branches, create=create)
-            except EOFError:
+            except BaseException as error:
                 self.close()
-                raise KernelError(errno.EIO, "mount(aufs)", rule=_last_line(said.fileno())) from None
-            except BaseException:
-                self.close()
+                if isinstance(error, KernelError) and (words := _last_line(said.fileno())):
+                    error.rule = words
                 raise
 
     def change(self, old: Sequence[Branch], new: Sequence[Branch]) -> None:
         """Puts the branches `new` in place of `old`. Raises KernelError."""
-        try:
-            self._ask(new)
-        except EOFError:
-            raise KernelError(errno.ENOTCONN, "change of branches", rule="The process that answers for the union has been killed.") from None
+        self._ask(new)
 
     def close(self) -> None:
         """It unmounts the union when the conversation ends; when it has been killed, this process does."""
         self.socket.close()
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        if self.process:
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
         unmount(self.path)
 
     def _ask(self, branches: Sequence[Branch], **more: str) -> None:
-        question = {"branches": [(branch.path, branch.mode) for branch in branches], **more}
+        number = next(self.questions)
+        question = {"number": number, "branches": [(branch.path, branch.mode) for branch in branches], **more}
+        answer: dict[str, Any] = {}
         try:
             self.socket.send(json.dumps(question).encode())
-            heard = self.socket.recv(1 << 16)
-        except (BrokenPipeError, ConnectionResetError):
-            heard = b""
-        if not heard:
-            raise EOFError
-        answer: dict[str, Any] = json.loads(heard)
+            while answer.get("number") != number:  # an interrupted question leaves its answer behind
+                answer = json.loads(self.socket.recv(LARGEST))
+        except (BrokenPipeError, ConnectionResetError, json.JSONDecodeError):
+            raise KernelError(errno.ENOTCONN, "aufs", rule="The process that answers for the union has ended.") from None
         if answer.get("usage"):
             raise UsageError(answer["text"])
-        if answer:
+        if "text" in answer:
             raise KernelError(answer["errno"] or errno.EIO, "aufs", rule=f"{answer['text']}.")
 
 
@@ -131,7 +127,7 @@ def _started(path: str, theirs: socket.socket, said: int) -> subprocess.Popen[by
 
 def _last_line(said: int) -> str:
     lines = os.pread(said, 1 << 16, 0).decode(errors="replace").splitlines()
-    return lines[-1] if lines else "The process that answers for the union ended without a word."
+    return lines[-1] if lines else ""
 
 
 def unmount(path: str) -> None:

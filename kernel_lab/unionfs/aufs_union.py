@@ -105,7 +105,7 @@ class Union:
             _refuse(errno.EEXIST, new)
         if target and target[0].is_directory and self.names(new):
             _refuse(errno.ENOTEMPTY, new)
-        branch = self._common(source, self._allowed(new))
+        branch = self._common(source, self._allowed(new, target))
         parent, real = self._bring_directory(directory, branch), self._bring_whole(old, branch)
         self._close_off(directory, branch, name, real)
         if target and target[0].is_directory and target[0].branch is branch:
@@ -166,10 +166,9 @@ class Union:
             ends += [place for place in above if tree.is_hidden(place, name)]
         return min(floor, *(self._height[place.branch] for place in ends)) if ends else floor
 
-    def _allowed(self, path: str) -> list[Branch]:
-        """The writable branches in which a new name would be seen."""
-        places = self.search(path)
-        floor = min(self._floor(path, places), *(self._height[place.branch] for place in places[:1]), len(self.branches))
+    def _allowed(self, path: str, found: Sequence[Place] = ()) -> list[Branch]:
+        """The writable branches in which a new name would be seen, in the place of what has been found there."""
+        floor = min(self._floor(path, found), *(self._height[place.branch] for place in found[:1]), len(self.branches))
         return [branch for branch in self.branches[: floor + 1] if branch.writable] or _refuse(errno.EROFS, path)
 
     def _writable(self, top: Place, directory: str) -> Branch:
@@ -192,7 +191,8 @@ class Union:
     def _close_off(self, directory: str, branch: Branch, name: str, real: str) -> None:
         """A directory that comes to this name shows nothing of one that the branches below have had there."""
         if stat.S_ISDIR(os.lstat(real).st_mode) and self._below(directory, branch, name):
-            tree.close_off(real)
+            with times_kept(real):
+                tree.close_off(real)
 
     def _bring_directory(self, path: str, branch: Branch) -> str:
         places = self._directory(path).places
@@ -218,7 +218,8 @@ class Union:
         if places[0].is_directory and len(places) > 1:
             for name in self.names(path):
                 self._bring_whole(f"{path}/{name}", branch)
-            tree.close_off(real)
+            with times_kept(real):
+                tree.close_off(real)
             self._directories.clear()
         return real
 
@@ -243,12 +244,13 @@ class Union:
         return f"{parent}/{name}"
 
     def _other_names(self, path: str, top: Place) -> list[str]:
-        """The other names that the union shows of a file that has several in a read-only branch."""
-        if top.status.st_nlink == 1 or top.branch.writable:
+        """The other names that the union shows of a file that has several in its branch."""
+        if top.status.st_nlink == 1:
             return []
-        if top.branch not in self._links:
-            self._links[top.branch] = _hard_links(top.branch.path)
-        return [name for name in self._links[top.branch].get(top.status.st_ino, ()) if name != path and self._shows(name, top)]
+        links = self._links[top.branch] if top.branch in self._links else _hard_links(top.branch.path)
+        if not top.branch.writable:  # and does not change
+            self._links[top.branch] = links
+        return [name for name in links.get(top.status.st_ino, ()) if name != path and self._shows(name, top)]
 
     def _shows(self, path: str, top: Place) -> bool:
         with suppress(FileNotFoundError, NotADirectoryError):

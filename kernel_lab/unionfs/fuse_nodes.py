@@ -19,9 +19,9 @@ ROOT = 1
 class Node:
     """A file that the kernel knows; `lookups`: how often it has been told, and not yet forgotten it.
 
-    `open`: descriptors of open files. `absent`: of a directory, the names that the kernel has been told there are none of.
-    A file that has lost its last name is reached by `nameless`, an O_PATH descriptor; `hidden`: how many of its names a read-only branch still has,
-    and `source`: the path of one of them there.
+    `open`: descriptors of open files. `absent`: of a directory, the names that the kernel has been told there are none of. `source`: where a branch
+    has had the file last. Once it has lost its last name it is reached by `nameless`, an O_PATH descriptor; `hidden`: how many names a read-only
+    branch still has of it.
     """
 
     number: int
@@ -73,8 +73,8 @@ class Nodes:
             return self._directories.get((parent, name))
         return self._files.get((status.st_dev, status.st_ino))
 
-    def meet(self, parent: int, name: str, status: os.stat_result) -> Node:
-        """The node of a name, a new one where the kernel has not heard of the file."""
+    def meet(self, parent: int, name: str, source: str, status: os.stat_result) -> Node:
+        """The node of a name that the kernel is being told of, a new one where it has not heard of the file. `source`: its path in its branch."""
         node = self.known(parent, name, status)
         if node is None:
             node = Node(next(self._numbers))
@@ -83,7 +83,9 @@ class Nodes:
                 self._directories[parent, name] = node
             else:
                 self.identify(node, status)
+        node.lookups += 1
         node.names.add((parent, name))
+        node.source = source
         if node.nameless >= 0:  # another name of it, of which the kernel had not heard
             os.close(node.nameless)
             node.nameless = -1

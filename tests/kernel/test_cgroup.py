@@ -2,18 +2,20 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from errno import EBUSY
 from pathlib import Path
 
 import pytest
+from groups import handed_on, wants
 from here import busybox
 from waiting import soon
 
-from kernel_lab import IPC, PID, UTS, CgroupNS, Container, Mount, Net, UsageError, User
+from kernel_lab import IPC, PID, UTS, CgroupNS, Container, KernelError, Mount, Net, UsageError, User
 from kernel_lab.cgroups import hierarchies, layout, processes
 from kernel_lab.cgroups.devices import USUAL
 from kernel_lab.cgroups.group import Group
-from kernel_lab.cgroups.limits import cpu_list
+from kernel_lab.cgroups.limits import Words, cpu_list
 from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.kernel import procfs
 
@@ -39,20 +41,33 @@ USES = """
 import os, resource, sys
 while os.times().user < 0.3: pass
 while os.times().system < 0.1: os.stat("/")
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_utime, used.ru_stime, flush=True)
+used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(sum(one.ru_utime for one in used), sum(one.ru_stime for one in used), flush=True)
 """
-FORKER = "while :; do sleep 0.001; done"
+# Always another process: each makes the next one and ends.
+HOPPER = "import os, time\nend = time.monotonic() + 60\nwhile time.monotonic() < end:\n    if os.fork(): os._exit(0)"
 
 
 def python(code: str) -> tuple[str, str, str]:
     return sys.executable, "-c", code
 
 
-def wants(*names: str) -> None:
-    """Skips where the machine has none of these controllers."""
-    if not any(map(hierarchies.find, names)):
-        pytest.skip(f"needs the controller {' or '.join(names)}: {hierarchies.missing(names[0])}")
+class Gate:
+    """A command that waits until the test has taken its container's group: that can be asked for only as long as something runs."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __call__(self, *command: str) -> tuple[str, ...]:
+        return "sh", "-c", 'until [ -e "$0" ]; do sleep 0.01; done; exec "$@"', str(self.file), *command
+
+    def open(self) -> None:
+        self.file.touch()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path / "go")
 
 
 def group_of(box: Container, part: Cgroup) -> Group:
@@ -62,15 +77,10 @@ def group_of(box: Container, part: Cgroup) -> Group:
 
 
 @pytest.fixture(autouse=True)
-def handed_on() -> Iterator[None]:
-    """What the topmost group of version 2 hands on stays handed on, so that nobody loses a limit: the machine is put back here."""
-    unified = hierarchies.unified()
-    file = Path(unified.point, "cgroup.subtree_control") if unified else None
-    before = file.read_text().split() if file else []
-    yield
-    for name in set(file.read_text().split() if file else []) - set(before):
-        assert file
-        file.write_text(f"-{name}")
+def as_before() -> Iterator[None]:
+    """The machine's own tree of version 2 is put back."""
+    with handed_on():
+        yield
 
 
 @pytest.fixture
@@ -103,16 +113,33 @@ def test_the_first_process_is_in_its_groups_and_its_creator_is_not() -> None:
     assert not any(map(os.path.exists, group.paths().values()))
 
 
+def test_a_group_that_has_gone_with_its_container() -> None:
+    wants("pids")
+    part = Cgroup(pids=9)
+    with Container(PID(), part).start("sleep 1000") as box:
+        group = group_of(box, part)
+    asked: list[Callable[[], object]] = [group.stats, group.events] + ([group.pressure] if "v2" in group.paths() else [])
+    for ask in asked:
+        with pytest.raises(UsageError, match="the group is gone: its container has ended"):
+            ask()
+    for change in (lambda: group.set(pids=5), group.freeze, group.thaw):
+        with pytest.raises(KernelError, match="the group is gone: its container has ended"):
+            change()
+    group.kill()
+    assert group.processes() == []
+
+
 def test_a_process_in_no_group_of_the_kits() -> None:
     with pytest.raises(UsageError, match=rf"process {os.getpid()} is in no group of the kit's"):
         Group.of(os.getpid())
 
 
-def test_an_allocation_over_the_limit_is_killed_and_counted() -> None:
+def test_an_allocation_over_the_limit_is_killed_and_counted(gate: Gate) -> None:
     wants("memory")
     part = Cgroup(memory="32M", swap="0")
-    with Container(PID(), part).start(*python(HOG)) as box:
+    with Container(PID(), part).start(*gate(*python(HOG))) as box:
         group = group_of(box, part)
+        gate.open()
         assert box.wait(60) == 137
         stats, events = group.stats(), group.events()
         assert stats.oom_kills == events["memory.oom_kill"] == 1 and "memory.max" in events
@@ -159,17 +186,17 @@ def test_two_burners_share_a_cpu_by_weight() -> None:
         assert 2 < many / few < 4.5
 
 
-def test_time_used_agrees_with_getrusage() -> None:
+def test_time_used_agrees_with_getrusage(gate: Gate) -> None:
     part = Cgroup()
-    box = Container(PID(), part).start(*python(USES))
-    group = group_of(box, part)
-    assert box.wait(60) == 0
-    user, system = map(float, box.logs().split())
-    stats = group.stats()
-    # The group's own count ends later, by what a process does to end.
-    assert 0 <= stats.cpu_seconds - (user + system) < 0.15
-    assert stats.cpu_user > 0.2 and stats.cpu_system > 0.05
-    box.kill()
+    with Container(PID(), part).start(*gate(*python(USES))) as box:
+        group = group_of(box, part)
+        gate.open()
+        assert box.wait(60) == 0
+        user, system = map(float, box.logs().split())
+        stats = group.stats()
+        # The group also counts what a process does to end; and v1 counts in ticks of the clock.
+        assert abs(stats.cpu_seconds - (user + system)) < 0.15
+        assert stats.cpu_user > 0.2 and stats.cpu_system > 0.05
 
 
 def test_a_quota_throttles() -> None:
@@ -207,20 +234,20 @@ def test_freezing_by_the_freezer_of_version_1() -> None:
 @pytest.mark.needs("cgroup2")
 def test_a_frozen_container_can_be_ended() -> None:
     part = Cgroup()
-    with Container(PID(), part).start("sh", "-c", FORKER) as box:
+    with Container(PID(), part).start("sh", "-c", "while :; do sleep 0.001; done") as box:
         group_of(box, part).freeze()
     assert not box.running
 
 
 def _kills(part: Cgroup) -> None:
-    script = f"(setsid sh -c '{FORKER}' &); (setsid sh -c '{FORKER}' &); {FORKER}"
-    box = Container(UTS("box"), part).start("sh", "-c", script)
-    group = group_of(box, part)
-    assert soon(lambda: len(group.processes()) >= 4)
-    group.kill()
-    assert group.processes() == [] and group.events()["populated"] == 0
-    assert box.wait(20) == 137
-    box.kill()
+    script = 'setsid sleep 1000 & setsid "$0" -c "$1" & exec sleep 1000'
+    with Container(UTS("box"), part).start("sh", "-c", script, sys.executable, HOPPER) as box:
+        group = group_of(box, part)
+        seen = set[int]()
+        assert soon(lambda: seen.update(group.processes()) or len(seen) > 20)
+        group.kill()
+        assert group.processes() == [] and group.events()["populated"] == 0
+        assert box.wait(20) == 137
 
 
 def test_killing_empties_the_group() -> None:
@@ -285,15 +312,14 @@ def test_the_usual_devices_are_enough_for_a_root() -> None:
 def test_devices_of_a_running_container_change(device_limits: str) -> None:
     part = Cgroup(devices=["c 1:3 rwm"])
     script = "until true < /dev/zero; do sleep 0.01; done; true < /dev/null || echo null is refused now"
-    box = Container(PID(), part).start("sh", "-c", script)
-    group = group_of(box, part)
-    if device_limits == "program":
-        Group(place for place in group.places if "devices" not in place.controllers).set(devices=["c 1:5 r"])
-    else:
-        group.set(devices=["c 1:5 r"])
-    assert box.wait(20) == 0
-    box.kill()
-    assert "null is refused now" in box.logs()
+    with Container(PID(), part).start("sh", "-c", script) as box:
+        group = group_of(box, part)
+        if device_limits == "program":
+            Group(place for place in group.places if "devices" not in place.controllers).set(devices=["c 1:5 r"])
+        else:
+            group.set(devices=["c 1:5 r"])
+        assert box.wait(20) == 0
+        assert "null is refused now" in box.logs()
 
 
 def disk_of(path: Path) -> str:
@@ -305,23 +331,23 @@ def disk_of(path: Path) -> str:
     return f"/dev/{place.resolve().name}"
 
 
-def test_limits_of_io_are_in_the_files_and_io_is_counted(tmp_path: Path) -> None:
+def test_limits_of_io_are_in_the_files_and_io_is_counted(tmp_path: Path, gate: Gate) -> None:
     wants("blkio", "io")
     disk = disk_of(tmp_path)
     status = os.stat(disk)
     number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
     part = Cgroup(read_bps={disk: "1M"}, write_iops={disk: 1000}, accounting=True)
-    box = Container(PID(), part).start("dd", "if=/dev/zero", f"of={tmp_path}/file", "bs=4096", "count=8", "oflag=direct")
-    group = group_of(box, part)
-    assert box.wait(60) == 0, box.logs()
-    paths = group.paths()
-    if "blkio" in paths:
-        assert Path(paths["blkio"], "blkio.throttle.read_bps_device").read_text() == f"{number} {1 << 20}\n"
-        assert Path(paths["blkio"], "blkio.throttle.write_iops_device").read_text() == f"{number} 1000\n"
-    else:
-        assert Path(paths["io"], "io.max").read_text() == f"{number} rbps={1 << 20} wbps=max riops=max wiops=1000\n"
-    assert group.stats().io[disk].write_bytes >= 8 * 4096 and group.stats().io[disk].writes >= 8
-    box.kill()
+    with Container(PID(), part).start(*gate("dd", "if=/dev/zero", f"of={tmp_path}/file", "bs=4096", "count=8", "oflag=direct")) as box:
+        group = group_of(box, part)
+        gate.open()
+        assert box.wait(60) == 0, box.logs()
+        paths, counted = group.paths(), group.stats().io[disk]
+        if "blkio" in paths:
+            assert Path(paths["blkio"], "blkio.throttle.read_bps_device").read_text() == f"{number} {1 << 20}\n"
+            assert Path(paths["blkio"], "blkio.throttle.write_iops_device").read_text() == f"{number} 1000\n"
+        else:
+            assert Path(paths["io"], "io.max").read_text() == f"{number} rbps={1 << 20} wbps=max riops=max wiops=1000\n"
+        assert counted.write_bytes >= 8 * 4096 and counted.writes >= 8
 
 
 def test_huge_pages() -> None:
@@ -334,6 +360,18 @@ def test_huge_pages() -> None:
         group = group_of(box, part)
         assert Path(group.paths()["hugetlb"], write.file).read_text() == f"{4 << 20}\n"
         assert group.processes() == [box.pid] and Group.of(box.pid).paths() == group.paths()
+
+
+def test_nobody_above_can_take_a_controller_away() -> None:
+    """Who tidies up above, as systemd does, would take the limit away with it."""
+    unified = hierarchies.unified()
+    name = next((name for name in ("pids", "memory", "hugetlb") if unified and name in unified.controllers), None)
+    if unified is None or name is None:
+        pytest.skip("needs the controller pids, memory or hugetlb in version 2: it has none of them")
+    words: dict[str, Words] = {"pids": {"pids": 9}, "memory": {"memory": "64M"}, "hugetlb": {"hugetlb": {"2MB": "4M"}}}
+    with Container(PID(), Cgroup(**words[name])).start("sleep 1000"), pytest.raises(OSError) as caught:
+        Path(unified.point, "cgroup.subtree_control").write_text(f"-{name}")
+    assert caught.value.errno == EBUSY
 
 
 def test_limits_of_a_running_container_change() -> None:

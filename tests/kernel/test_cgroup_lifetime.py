@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from groups import handed_on, wants
 from here import gone
 from waiting import soon
 
 from kernel_lab import PID, UTS, Container, KernelError
 from kernel_lab.cgroups import delegation, hierarchies, making, processes
-from kernel_lab.cgroups.layout import layout
+from kernel_lab.cgroups.layout import CONTROLLERS, layout
 from kernel_lab.cgroups.limits import Limits
 from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.cleanup import leftovers, remove
@@ -30,11 +31,17 @@ def groups(stamp: str) -> list[str]:
     return [name for name in inventory.cgroups("klab") if stamp in name]
 
 
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """The machine's own tree of version 2 is put back."""
+    with handed_on():
+        yield
+
+
 def limited() -> Cgroup:
     """A limit for each of some controllers that the machine has."""
-    words: dict[str, Any] = {"memory": "64M", "cpus": 1, "pids": 9, "cpuset": str(min(os.sched_getaffinity(0)))}
-    names = {"memory": "memory", "cpus": "cpu", "pids": "pids", "cpuset": "cpuset"}
-    return Cgroup(**{word: value for word, value in words.items() if hierarchies.find(names[word])})
+    words: dict[str, Any] = {"memory": "64M", "cpus": 1, "pids": 9, "cpuset": str(min(os.sched_getaffinity(0))), "hugetlb": {"2MB": "4M"}}
+    return Cgroup(**{word: value for word, value in words.items() if hierarchies.find(CONTROLLERS[word][0])})
 
 
 class Fails:
@@ -84,8 +91,7 @@ def test_a_failure_at_any_step_leaves_nothing(error: type[BaseException]) -> Non
 
 
 def test_a_limit_that_the_kernel_refuses_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not hierarchies.find("pids"):
-        pytest.skip("needs the controller pids: it is mounted nowhere")
+    wants("pids")
     [*others] = layout(Limits(pids=5))
     bad = [one for one in others if "pids" in one.controllers]
     object.__setattr__(bad[0], "writes", (bad[0].writes[0]._replace(text="nonsense"),))
@@ -131,15 +137,15 @@ def test_who_is_still_in_a_group_that_cannot_go_is_named(monkeypatch: pytest.Mon
             with pytest.raises(KernelError, match=rf"rmdir {directory}: EBUSY: after 0.1 s there are still {stays.pid} \(sleep, S\)"):
                 processes.remove(directory, patience=0.1)
         finally:
-            processes.kill(directory)
-            processes.remove(directory)
+            processes.end(directory)
             stays.wait()
+    processes.end(directory)  # another cleanup may have been faster
 
 
 CREATOR = """
 import os, sys, time
 from kernel_lab.cgroups import making
-from kernel_lab.cgroups.layout import layout
+from kernel_lab.cgroups.layout import CONTROLLERS, layout
 from kernel_lab.cgroups.limits import Limits
 with making.made(layout(Limits(), accounting=True)) as group:
     print(*dict.fromkeys(group.paths().values()), flush=True)
@@ -182,23 +188,17 @@ def test_a_killed_creators_janitor_removes_its_groups() -> None:
 
 @pytest.fixture
 def delegated() -> Iterator[str]:
-    """A group of version 2 that belongs to an ordinary user, as systemd hands one over; with hugetlb, if the machine has it there."""
+    """A group of version 2 that belongs to an ordinary user, as systemd hands one over, with the controllers that the machine has there."""
     hierarchy = hierarchies.unified()
     if not hierarchy:
         pytest.skip("needs cgroup2: no cgroup2 file system is mounted")
-    control = Path(hierarchy.point, "cgroup.subtree_control")
-    before = control.read_text().split()
-    for name in {"hugetlb"} & set(hierarchy.controllers):
-        control.write_text(f"+{name}")
     directory = f"{hierarchy.point}/klab-tests-delegated-{os.getpid()}"
-    os.mkdir(directory)
-    for file in ("", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"):
-        os.chown(os.path.join(directory, file), 65534, 65534)
-    yield directory
-    processes.kill(directory)
-    processes.remove(directory)
-    for name in set(control.read_text().split()) - set(before):
-        control.write_text(f"-{name}")
+    with handed_on("cpu", "hugetlb", "memory", "pids"):
+        os.mkdir(directory)
+        for file in ("", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"):
+            os.chown(os.path.join(directory, file), 65534, 65534)
+        yield directory
+        processes.end(directory)
 
 
 ORDINARY = """
@@ -206,14 +206,17 @@ import os
 from kernel_lab import *
 from kernel_lab.cgroups import delegation, hierarchies
 from kernel_lab.cgroups.part import Cgroup
-words = {"hugetlb": {"2MB": "4M"}} if "hugetlb" in delegation.handed_to(hierarchies.unified().own()) else {}
+words = {"cpu": {"cpus": 0.5}, "hugetlb": {"hugetlb": {"2MB": "4M"}}, "memory": {"memory": "64M"}, "pids": {"pids": 9}}
+handed = [name for name in delegation.handed_to(hierarchies.unified().own()) if name in words]
+limits = {word: value for name in handed for word, value in words[name].items()}
 for _ in range(2):
-    part = Cgroup(**words)
+    part = Cgroup(**limits)
     with Container(User(), PID(), part).start("sleep 1000") as box:
         group = box.made(part)
         group.freeze()
-        print(os.path.dirname(group.paths()["v2"]), group.processes() == [box.pid], group.events()["frozen"], *group.paths())
-print(delegation.look(words).there)
+        limited = sorted(group.paths().keys() - {"v2"})
+        print(os.path.dirname(group.paths()["v2"]), group.processes() == [box.pid], group.events()["frozen"], limited == sorted(handed))
+print(delegation.look(handed).there, *handed)
 """
 
 
@@ -238,14 +241,10 @@ def as_nobody(code: str, directory: str, place: Path) -> "subprocess.CompletedPr
 @pytest.mark.needs("userns", "setpriv")
 def test_an_ordinary_user_makes_groups_in_what_was_delegated(delegated: str, tmp_path: Path) -> None:
     done = as_nobody(ORDINARY, delegated, tmp_path / "nobody")
-    *lines, there = done.stdout.splitlines() or [""]
-    assert len(lines) == 2, done.stderr
-    for line in lines:
-        where, alone, frozen, *names = line.split()
-        assert (where, alone, frozen) == (delegated, "True", "1") and "v2" in names
-    assert there == "True"
-    moved = os.path.isdir(f"{delegated}/{delegation.CREATORS}")
-    assert moved == ("hugetlb" in lines[0].split()), "only who hands a controller on has to be empty"
+    *lines, last = done.stdout.splitlines() or [""]
+    there, *handed = last.split()
+    assert lines == [f"{delegated} True 1 True"] * 2 and there == "True", done.stderr
+    assert os.path.isdir(f"{delegated}/{delegation.CREATORS}") == bool(handed), "only who hands a controller on has to be empty"
 
 
 UNTOLD = """

@@ -15,7 +15,7 @@ from trees import OVERLAY, Directory, File, Link, Node, layers, make, shown
 from waiting import soon
 
 from kernel_lab import IPC, PID, Container, KernelError, Mount, Net, Part, UsageError, User, call, cleanup, state
-from kernel_lab.kernel import mountinfo
+from kernel_lab.kernel import mountinfo, procfs
 from kernel_lab.unionfs import overlay, writable
 from kernel_lab.unionfs.changes import changes
 from kernel_lab.unionfs.overlay import Overlay
@@ -117,8 +117,8 @@ def test_an_image_layer_with_aufs_marks_is_converted(layer: Layer) -> None:
     assert inside(container, "find / -xdev -name '.wh*'") == ""
 
 
-EACH = """find /a /b /c 2>/dev/null | while read path; do
-    if [ -L $path ]; then echo "$path -> $(readlink $path)"; elif [ -d $path ]; then echo "$path/"; else echo "$path: $(cat $path)"; fi
+EACH = """cd /tree; find * 2>/dev/null | while read path; do
+    if [ -L $path ]; then echo "/$path -> $(readlink $path)"; elif [ -d $path ]; then echo "/$path/"; else echo "/$path: $(cat $path)"; fi
 done"""
 
 
@@ -136,7 +136,8 @@ def line(path: str, node: Node) -> str:
 def test_the_kernel_shows_what_the_model_says(top: Directory, middle: Directory, base: Directory, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("trees")
     for name, layer in (("top", top), ("middle", middle), ("base", base)):
-        make(layer, str(folder / name), OVERLAY)
+        (folder / name).mkdir()
+        make(layer, str(folder / name / "tree"), OVERLAY)
     seen = inside(box(*map(folder.joinpath, ("top", "middle", "base")), busybox()), EACH)
     assert sorted(seen.splitlines()) == sorted(line(path, node) for path, node in shown(top, middle, base).items())
 
@@ -154,14 +155,15 @@ def test_as_many_layers_as_the_kernel_takes(layer: Layer) -> None:
 
 
 @pytest.mark.parametrize("release", [None, "6.1.0"])
-def test_paths_of_any_length_and_letters(release: str | None, layer: Layer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [1, 240])
+def test_paths_of_any_length_and_letters(length: int, release: str | None, layer: Layer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the calls of a new kernel, and by the one of an old."""
     if release:
         monkeypatch.setattr(overlay.platform, "release", lambda: release)
     names = ("a:b", "c,d", "e\\f", "g h\n", "ü", "/".join("x" * 100 for _ in range(4)))
     layers = [layer(name, {f"files/{number}": ""}) for number, name in enumerate(names)]
-    monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data,:\\" / ("y" * 240)))
-    upper = layer("up:per,\\" + "z" * 240, {"files/upper": ""})
+    monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data,:\\" / ("y" * length)))
+    upper = layer("up:per,\\" + "z" * length, {"files/upper": ""})
     for container in (box(*layers, busybox()), box(*layers, busybox(), upper=upper)):
         assert inside(container, "touch /files/new; ls /files").split()[:6] == ["0", "1", "2", "3", "4", "5"]
     assert (upper / "files/new").exists()
@@ -236,6 +238,20 @@ def test_one_container_at_a_time_writes_into_a_directory(tmp_path: Path) -> None
     assert inside(box(busybox(), upper=upper), "echo free").strip() == "free"
 
 
+def test_a_child_that_holds_the_same_open_directory_holds_no_lock(tmp_path: Path) -> None:
+    """Every child that is just being made has copies of its creator's descriptors."""
+    upper = tmp_path / "changes"
+    upper.mkdir()
+    container = box(busybox(), upper=upper).start("sleep 1000")
+    [locked] = [descriptor for descriptor, path in procfs.open_files(os.getpid()).items() if path == str(upper)]
+    copy = os.dup(locked)
+    try:
+        container.kill()
+        assert inside(box(busybox(), upper=upper), "echo free").strip() == "free"
+    finally:
+        os.close(copy)
+
+
 def test_the_host_sees_nothing_of_the_mount() -> None:
     before = Path("/proc/self/mountinfo").read_bytes()
     with box(busybox()).start("sleep 1000") as container:
@@ -243,7 +259,6 @@ def test_the_host_sees_nothing_of_the_mount() -> None:
         made = written(container)
         # Nobody else may come to the programs that a container's root makes.
         assert stat.S_IMODE(os.stat(made.place).st_mode) == 0o700
-        assert stat.S_IMODE(os.stat(writable.home()).st_mode) == 0o711
         root = next(mount for mount in mountinfo.mounts(container.pid) if mount.point == "/")
         options = dict(option.partition("=")[::2] for option in root.super_options.split(","))
         assert (root.kind, root.source, options["lowerdir+"], options["upperdir"]) == ("overlay", "overlay", str(busybox()), made.upper)
@@ -277,14 +292,23 @@ def inside_as(container: Container, user: str) -> str:
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o000])
-def test_the_top_directory_is_the_layers_whatever_the_umask(umask: int, layer: Layer) -> None:
-    top = layer("top", {"file": ""})
+def test_modes_do_not_depend_on_the_umask(umask: int, layer: Layer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
+    root, top = busybox(), layer("top", {"file": ""})
     top.chmod(0o751)
     before = os.umask(umask)
     try:
-        assert inside(box(top, busybox()), "stat -c %a /").strip() == "751"
+        assert inside(box(top, root), "stat -c %a /").strip() == "751"
     finally:
         os.umask(before)
+    assert stat.S_IMODE(os.stat(writable.home()).st_mode) == 0o711
+
+
+def test_a_container_that_has_written_nothing_is_removed_in_a_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    discarded: list[Path] = []
+    monkeypatch.setattr(writable.state, "discard", discarded.append)
+    inside(box(busybox()), "ls -lR /etc")
+    assert left() == [] == discarded
 
 
 @pytest.mark.needs("root")
@@ -316,9 +340,13 @@ def test_what_an_ordinary_user_may_not_open_is_removed(tmp_path: Path) -> None:
     assert left() == []
 
 
-def test_a_directory_deeper_than_a_stack_is_removed() -> None:
-    inside(box(busybox()), "i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done")
-    assert left() == []
+def test_a_directory_deeper_than_a_stack_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
+    try:
+        inside(box(busybox()), "i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done")
+        assert left() == []
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "data"], check=True)
 
 
 class Refused(Part):

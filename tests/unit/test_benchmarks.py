@@ -51,8 +51,8 @@ def test_the_percentile_lies_between_the_median_and_the_largest(times: list[floa
 
 def test_json_has_the_rows_and_the_machine() -> None:
     said = json.loads(REPORT.json())
-    assert [list(row) for row in said["rows"]] == [["case", "who", "median_ms", "p95_ms", "times_floor", "note"]] * 3
-    assert said["rows"][1] == {"case": "a", "who": "kit", "median_ms": 4.0, "p95_ms": 4.9, "times_floor": 2.0, "note": ""}
+    assert [list(row) for row in said["rows"]] == [["case", "who", "median_ms", "p95_ms", "times_floor", "note", "facts"]] * 3
+    assert said["rows"][1] == {"case": "a", "who": "kit", "median_ms": 4.0, "p95_ms": 4.9, "times_floor": 2.0, "note": "", "facts": {}}
     assert said["rows"][2]["median_ms"] is None and said["rows"][2]["note"] == "not installed"
     assert said["rounds"] == 3
     assert {"cpu", "cores", "memory_mb", "kernel", "python", "peers"} <= set(said["machine"])
@@ -170,4 +170,4 @@ def test_a_bundle_can_join_a_network_instead(tmp_path: Path) -> None:
 def test_everybody_has_a_name_of_its_own_and_says_what_a_start_includes() -> None:
     assert len({one.who for one in CONTESTANTS}) == len(CONTESTANTS)
     assert all(one.includes for one in CONTESTANTS)
-    assert list(CASES) == ["six namespaces", "veth into a bridge"]
+    assert list(CASES) == ["six namespaces", "veth into a bridge", "overlay and limits"]

@@ -157,6 +157,14 @@ def test_controllers_that_are_mounted_together_have_one_directory(machine: Machi
     assert {name: one.controllers for name, one in planned(cpus=1).items()} == {"cpu,cpuacct": ("cpu", "cpuacct"), "freezer": ("freezer",)}
 
 
+def test_a_cpuset_that_is_mounted_with_another_is_filled_even_without_a_limit(machine: Machine) -> None:
+    machine.v2()
+    parent = machine.v1("cpuset", "pids")
+    (parent / "cpuset.cpus").write_text("0-3\n")
+    (parent / "cpuset.mems").write_text("0\n")
+    assert texts(planned(pids=3)["cpuset,pids"]) == [("cpuset.cpus", "0-3"), ("cpuset.mems", "0"), ("pids.max", "3")]
+
+
 def test_inside_a_container_the_own_group_is_below_what_is_mounted(machine: Machine) -> None:
     machine.v2()
     parent = machine.v1("pids", own="/docker/0a1b/inner", root="/docker/0a1b")
@@ -288,7 +296,15 @@ def test_a_machine_of_version_1_delegates_nothing(machine: Machine, ordinary: Or
     machine.v1("memory")
     assert delegation.look().there
     ordinary()
-    assert delegation.look() == (False, "no cgroup v2 is mounted, and in v1 only root makes groups", "")
+    assert delegation.look() == (False, "no cgroup v2 is mounted, and in v1 only root makes groups", delegation.BOOT)
+
+
+def test_a_tree_that_not_even_root_may_write_to(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.v2("memory")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match=r"not even root may write to .*/unified: mount -o remount,rw .*/unified"):
+        planned(memory="64M")
+    assert delegation.look()[::2] == (False, f"mount -o remount,rw {machine.top}/unified")
 
 
 def test_a_group_hands_on_what_it_does_not_yet(machine: Machine) -> None:

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from trees import OVERLAY, Directory, File, Gone, Link, Node, Shown, layers, make, shown
 
 from kernel_lab import UsageError
@@ -53,6 +53,7 @@ def expected(before: Shown, after: Shown) -> list[str]:
 
 
 @given(top=layers, middle=layers, base=layers)
+@settings(max_examples=200)
 @pytest.mark.parametrize("notation", [OVERLAY, AUFS])
 def test_changes_are_the_difference_of_what_is_seen(
     notation: Notation, top: Directory, middle: Directory, base: Directory, tmp_path_factory: pytest.TempPathFactory
@@ -114,6 +115,18 @@ def test_something_of_another_kind_in_its_place(tmp_path: Path) -> None:
 def test_an_opaque_directory_deletes_what_it_does_not_have(tmp_path: Path) -> None:
     top = Directory({"etc": Directory({"group": File("wheel"), "new": File()}, opaque=True)})
     assert listed(top, BASE, folder=tmp_path) == ["C /etc (names)", "A /etc/new (file)", "D /etc/passwd (file)"]
+
+
+def test_what_is_in_a_directory_that_is_put_in_the_place_of_another(tmp_path: Path) -> None:
+    base = Directory({"d": Directory({"inner": Directory({"old": File()}), "file": File()})})
+    top = Directory({"d": Directory({"inner": Directory({"new": File()})}, opaque=True)})
+    expect = ["C /d (names)", "D /d/file (file)", "C /d/inner (names)", "A /d/inner/new (file)", "D /d/inner/old (file)"]
+    (tmp_path / "overlay").mkdir()
+    assert listed(top, base, folder=tmp_path / "overlay") == expect
+    # In AUFS's notation a layer may hide a directory and have another of the same name.
+    (tmp_path / "aufs").mkdir()
+    top = Directory({"d": Directory({"inner": Directory({"new": File()})}), ".wh.d": File()})
+    assert listed(top, base, folder=tmp_path / "aufs", notation=AUFS) == expect
 
 
 def test_what_a_layer_between_hides_was_not_there(tmp_path: Path) -> None:

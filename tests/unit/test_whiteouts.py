@@ -72,6 +72,12 @@ def test_overlays_marks_are_the_kernels(made: Made) -> None:
     assert {TRUSTED.prefix, USER.prefix} == {"trusted.overlay.", "user.overlay."}
 
 
+@pytest.mark.needs("root")
+def test_a_device_is_no_whiteout(tmp_path: Path) -> None:
+    os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    assert OVERLAY.read(str(tmp_path)) == Listing(frozenset({"null"}), frozenset(), False)
+
+
 def test_aufs_marks_are_files(made: Made) -> None:
     path = made(LAYER, AUFS)
     assert set(os.listdir(path)) == {"kept", "link", "new", "opaque", ".wh.gone"}

@@ -1,11 +1,11 @@
 """Lab 08: the checks about control groups."""
 
 import os
-import sys
+import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from errno import EBADF, EINVAL
 from pathlib import Path
 
 from kernel_lab.cgroups import delegation, processes
@@ -16,6 +16,7 @@ from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.cgroups.stats import Stats
 from kernel_lab.container import Container
 from kernel_lab.course.exercises import NotYet, exercise, not_yet
+from kernel_lab.course.hogs import BURNS, EATS, FORKS, READS, spent, start, until
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.flags import AT_FD, O
 from kernel_lab.kernel.program import Handle, Row, call
@@ -25,29 +26,8 @@ from kernel_lab.namespaces.user import User
 
 ABLE = delegation.look(("cpu", "memory", "pids")).there  # where not, there is no group to look at, and the checks say so
 HOST = () if os.geteuid() == 0 else (User(),)
-PATIENCE = 60.0
 MOST = 16
 BAND = 0.04  # of the whole: what shares may be off
-PYTHON = (sys.executable, "-ISc")
-_BOMB = """
-import os, time
-for number in range(2, 100):
-    try:
-        if os.fork() == 0:
-            time.sleep(1000)
-    except OSError:
-        print(number)
-        break
-"""
-_LOOP = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
-
-
-def _until(happened: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not happened():
-        if time.monotonic() > end:
-            raise TimeoutError("the containers did not come to be what the check wanted to look at")
-        time.sleep(0.01)
 
 
 @exercise(
@@ -57,7 +37,7 @@ def _until(happened: Callable[[], object]) -> None:
     seconds=90,
     hints={
         "no group": "A group is made as any directory is, by mkdirat(2): `AT_FD.FDCWD`, a path, and a mode as 0o755. Which path was your part given?",
-        "refused": "Compare with what you would type into a shell: mkdir, and two echoes. Which files are there, opened for what (`O`), and what is written?",
+        "refused": "In a shell this would be a mkdir and two echoes. Which files are there, for what are they opened (`O`), and what is written?",
         "outside": "The group is there, and the command not in it. Which file of a group takes processes, and what does 0 mean there (cgroups(7))?",
         "no limit": "The command is in the group, and the group has no limit yet. Look at `ls` of a group of the controller pids.",
         "another limit": f"The limit is a text, as `cat` would show it, and write(2) takes its length: does the file say {MOST}?",
@@ -106,11 +86,12 @@ def _run(part: Part, path: str) -> Found:
         return inside, None, 0
     limit = Path(path, "pids.max").read_text().strip()
     processes.remove(path)
-    return inside, limit, int(box.run(*PYTHON, _BOMB, check=True).stdout or 0) if inside and limit == str(MOST) else 0
+    refused = re.search(r"process (\d+)", box.run(*FORKS, check=True).stdout)
+    return inside, limit, int(refused[1]) if refused else 0
 
 
 def _read(part: Part, path: str) -> Found:
-    """The same from the rows alone, for one who may make no group."""
+    """The same from the rows alone, for one who may make no group. Raises KernelError for those that the kernel would refuse."""
     files: dict[object, str] = {}
     written: dict[str, str] = {}
     made = False
@@ -120,10 +101,18 @@ def _read(part: Part, path: str) -> Found:
         elif row.call in ("open", "openat"):
             files[row.into] = next((str(word) for word in row.args if isinstance(word, str)), "")
         elif row.call == "write":
-            file, text, length = row.args[:3]
-            written[files.get(file, "")] = str(text)[: int(str(length))].strip()
+            text = _text(row)
+            if row.args[0] not in files or not text.isdecimal():
+                raise KernelError(EINVAL if row.args[0] in files else EBADF, str(row))
+            written[files[row.args[0]]] = text
     limit = written.get(f"{path}/pids.max", "max") if made else None
     return written.get(f"{path}/cgroup.procs") == "0", limit, 0
+
+
+def _text(row: Row) -> str:
+    """What a row writes."""
+    data, length = row.args[1], int(str(row.args[2]))
+    return (data.decode() if isinstance(data, bytes) else str(data))[:length].strip()
 
 
 @exercise(
@@ -156,30 +145,19 @@ def weights(answer: Sequence[int]) -> str | NotYet:
 
 def _shares(limits: Sequence[Cgroup]) -> list[float]:
     with ExitStack() as running:
-        groups = [running.enter_context(_started(one, *PYTHON, _LOOP))[1] for one in limits]
-
-        def used() -> list[float]:
-            return [group.stats().cpu_seconds for group in groups]
-
-        _until(lambda: min(used()) > 0.05)
-        before = used()
-        _until(lambda: sum(used()) - sum(before) > 1.5)
-        spent = [now - then for now, then in zip(used(), before, strict=True)]
-        return [each / sum(spent) for each in spent]
+        groups = [running.enter_context(_started(one, *BURNS))[1] for one in limits]
+        times = spent(*groups, seconds=1.5)
+    return [each / sum(times) for each in times]
 
 
 @contextmanager
 def _started(limits: Cgroup, *command: str) -> Iterator[tuple[Container, Group]]:
-    with Container(*HOST, PID(), limits) as box:
-        box.start(*command)
-        group = box.made(limits)
-        assert isinstance(group, Group)
+    box, group = start(limits, *command)
+    with box:
         yield box, group
 
 
 Diagnosis = Callable[[Stats, dict[str, int]], str]
-_EATS = '"$0" -ISc "x = bytes(1) * (64 << 20)"; echo done; exec sleep 1000'
-_READS = '"$0" -ISc "import sys; file = open(sys.argv[1], \'rb\', 0)\nwhile file.read(1 << 20): pass" "$1"; echo done; exec sleep 1000'
 
 
 @exercise(
@@ -209,20 +187,19 @@ def trouble(answer: Diagnosis) -> str | NotYet:
 def _patients() -> Iterator[tuple[str, Stats, dict[str, int]]]:
     with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:  # /tmp may be memory itself, which nothing caches
         file.truncate(64 << 20)
-        eats, reads = (("sh", "-c", script, sys.executable, file.name) for script in (_EATS, _READS))
-        yield "memory", *_seen(Cgroup(memory="24M", swap=0), _done, *eats)
-        yield "nothing", *_seen(Cgroup(memory="24M", swap=0, pids=MOST), _done, *reads)
-        yield "cpu", *_seen(Cgroup(cpus=0.1, cpu_weight=1000), lambda box, group: (group.stats().throttled or 0) > 2, *PYTHON, "while True: pass")
-        yield "pids", *_seen(Cgroup(pids=MOST, cpus=1), lambda box, group: group.events()["pids.max"] > 0, *PYTHON, _BOMB + "time.sleep(1000)")
+        yield "memory", *_seen(Cgroup(memory="24M", swap=0), _said, *EATS)
+        yield "nothing", *_seen(Cgroup(memory="24M", swap=0, pids=MOST), _said, *READS, file.name)
+    yield "cpu", *_seen(Cgroup(cpus=0.1, cpu_weight=1000), lambda box, group: (group.stats().throttled or 0) > 2, *BURNS)
+    yield "pids", *_seen(Cgroup(pids=MOST, cpus=1), _said, *FORKS)
 
 
-def _done(box: Container, group: Group) -> bool:
-    return "done" in box.logs()
+def _said(box: Container, group: Group) -> bool:
+    return box.logs().endswith("\n")
 
 
 def _seen(limits: Cgroup, happened: Callable[[Container, Group], bool], *command: str) -> tuple[Stats, dict[str, int]]:
     with _started(limits, *command) as (box, group):
-        _until(lambda: happened(box, group))
+        until(lambda: happened(box, group))
         return group.stats(), group.events()
 
 
