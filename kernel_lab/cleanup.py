@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from kernel_lab import records, state
+from kernel_lab.cgroups.processes import end
 from kernel_lab.kernel import mountinfo
 from kernel_lab.kernel.calls import syscall
 from kernel_lab.kernel.errors import KernelError
@@ -126,7 +127,7 @@ def _cgroups() -> Iterator[Leftover]:
     for directory in _named(CGROUPS, DEPTH):
         creator = Creator.in_name(directory.name)
         if creator and not creator.alive():
-            yield Leftover("cgroup", str(directory), _dead(creator), partial(_remove_cgroup, directory))
+            yield Leftover("cgroup", str(directory), _dead(creator), partial(end, str(directory)))
 
 
 def _named(directory: Path, depth: int) -> Iterator[Path]:
@@ -138,12 +139,6 @@ def _named(directory: Path, depth: int) -> Iterator[Path]:
                     yield from _named(Path(entry), depth - 1)
                 if entry.name.startswith(PREFIX):
                     yield Path(entry)
-
-
-def _remove_cgroup(directory: Path) -> None:
-    with suppress(FileNotFoundError):
-        for below, _, _ in os.walk(directory, topdown=False):
-            os.rmdir(below)
 
 
 def _records() -> Iterator[Leftover]:

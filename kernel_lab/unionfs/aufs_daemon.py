@@ -38,25 +38,36 @@ class Busy(Exception):
 
 
 class Held:
-    """Branches by descriptors instead of paths."""
+    """Branches by descriptors: this process sees each under a path of its own, and what it holds nobody can take away."""
 
     def __init__(self) -> None:
-        self._held: dict[Branch, tuple[int, Branch]] = {}
+        self._held: dict[Branch, tuple[Branch, list[int]]] = {}
 
     def take(self, branches: Sequence[Branch]) -> list[Branch]:
-        """The branches under paths of this process's own."""
+        """The branches under their paths here."""
         for branch in branches:
             if branch not in self._held:
-                self._held[branch] = _locked(branch), _seen_alone(branch)
-        return [self._held[branch][1] for branch in branches]
+                self._held[branch] = _held(branch)
+        return [self._held[branch][0] for branch in branches]
 
     def keep(self, branches: Sequence[Branch]) -> None:
         """Lets go of all others."""
         for branch in self._held.keys() - set(branches):
-            lock, seen = self._held.pop(branch)
+            for descriptor in self._held.pop(branch)[1]:
+                os.close(descriptor)
+
+
+def _held(branch: Branch) -> tuple[Branch, list[int]]:
+    lock = _locked(branch)
+    try:
+        # Without what is mounted in it, as overlay sees its layers: this union could itself be mounted there, and wait for its own answer.
+        tree = syscall("open_tree", AT_FD.FDCWD, os.fsencode(branch.path), OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC)
+    except KernelError as error:
+        if error.errno != errno.EPERM:
             os.close(lock)
-            if seen != branch:
-                os.close(int(seen.path.split("/")[4]))
+            raise
+        return branch, [lock]  # an ordinary user's
+    return Branch(f"/proc/self/fd/{tree}/.", branch.mode), [lock, tree]
 
 
 def _locked(branch: Branch) -> int:
@@ -69,17 +80,6 @@ def _locked(branch: Branch) -> int:
         os.close(descriptor)
         raise Busy(f"branch {branch.path!r}: another union writes there now; end that one, or give each its own") from None
     return descriptor
-
-
-def _seen_alone(branch: Branch) -> Branch:
-    """The branch without what is mounted in it, as overlay sees its layers. This union could itself be mounted there, and wait for its own answer."""
-    try:
-        descriptor = syscall("open_tree", AT_FD.FDCWD, os.fsencode(branch.path), OPEN_TREE.CLONE | OPEN_TREE.CLOEXEC)
-    except KernelError as error:
-        if error.errno != errno.EPERM:  # an ordinary user
-            raise
-        return branch
-    return Branch(f"/proc/self/fd/{descriptor}/.", branch.mode)
 
 
 class Daemon:

@@ -89,6 +89,7 @@ class Union:
             tree.hide(parent, name)
         if top.branch is branch:
             self._discard(top)
+        self._directories.pop(path, None)
         self._touch(directory, branch)
 
     def link(self, old: str, new: str) -> None:
@@ -199,7 +200,7 @@ class Union:
         if all(place.branch != branch for place in places):
             made = self._copied(places[0].path, branch)
             self._enter(path, branch, lambda real: os.rename(made, real))
-            self._directories.clear()
+            del self._directories[path]
         return branch.path + path
 
     def _bring_file(self, path: str, top: Place, branch: Branch, content: bool) -> str:
@@ -220,7 +221,7 @@ class Union:
                 self._bring_whole(f"{path}/{name}", branch)
             with times_kept(real):
                 tree.close_off(real)
-            self._directories.clear()
+            del self._directories[path]
         return real
 
     def _copied(self, source: str, branch: Branch, content: bool = True) -> str:
@@ -264,7 +265,6 @@ class Union:
         # Whole, with the whiteouts in it: without them it would show for a moment what they hide.
         gone = self._unused(top.branch)
         os.rename(top.path, gone)
-        self._directories.clear()
         shutil.rmtree(gone)
 
     def _touch(self, directory: str, branch: Branch) -> None:

@@ -77,7 +77,7 @@ class Loop:
     def current_task(self) -> "Loop":
         return self
 
-    name = "aufs"
+    name = "the only task"
 
     def Lock(self) -> "_Free":
         return _Free()

@@ -18,7 +18,7 @@ import pytest
 from here import users
 from waiting import soon
 
-from kernel_lab import PID, Container, KernelError, Mount, UsageError, rootfs
+from kernel_lab import PID, Container, KernelError, Mount, UsageError, cleanup, rootfs
 from kernel_lab.kernel import mountinfo, procfs
 from kernel_lab.unionfs.aufs import Aufs, lacking
 from kernel_lab.unionfs.branches import Branch
@@ -57,8 +57,8 @@ def refused(number: int) -> "pytest.RaisesExc[OSError]":
     return pytest.raises(OSError, check=lambda error: error.errno == number)
 
 
-def daemons() -> list[int]:
-    return [pid for pid, one in procfs.processes().items() if one.name == "klab-aufs" and one.parent == os.getpid()]
+def daemons(creator: int | None = None) -> list[int]:
+    return [pid for pid, one in procfs.processes().items() if one.name == "klab-aufs" and one.parent == (creator or os.getpid())]
 
 
 def mounted(path: str) -> bool:
@@ -167,7 +167,7 @@ def test_a_file_that_is_copied_up_stays_as_it_was(ground: Ground) -> None:
     with ground.union() as tree:
         os.chmod(f"{tree.path}/sparse", 0o600)
         os.truncate(f"{tree.path}/etc/motd", 1)
-        assert os.stat(f"{tree.path}/etc").st_mtime_ns == 10**17 + 2
+    assert os.stat(ground.upper / "etc").st_mtime_ns == 10**17 + 2
     copy, status = ground.upper / "sparse", (ground.upper / "sparse").stat()
     assert copy.read_bytes() == source.read_bytes() and status.st_blocks == source.stat().st_blocks < 1000
     assert stat.S_IMODE(status.st_mode) == 0o600 and status.st_mtime_ns == 10**17 + 1 and os.getxattr(copy, "user.colour") == b"blue"
@@ -259,8 +259,9 @@ def test_a_file_that_is_open_for_writing_moves_to_another_branch(ground: Ground)
     assert (ground.upper / "d/file").read_text() == "CONtent" and (second / "file").read_text() == "content"
 
 
+@pytest.mark.slow
 def test_a_deep_tree(ground: Ground) -> None:
-    deep = "/".join("d" * 1500)
+    deep = "/".join("d" * 400)
     subprocess.run(["mkdir", "-p", ground.base / deep], check=True)
     try:
         with ground.union() as tree:
@@ -493,6 +494,21 @@ def test_it_ends_with_its_creator(ground: Ground) -> None:
         assert mounted(path)
         creator.kill()
     assert soon(lambda: not mounted(path) and not os.path.exists(path))
+
+
+@pytest.mark.needs("root")
+def test_what_a_killed_creator_and_its_process_leave_is_cleaned_up(ground: Ground) -> None:
+    creator = subprocess.Popen([sys.executable, "-c", CREATOR, str(ground.upper), str(ground.base)], stdout=subprocess.PIPE, text=True)
+    with creator:
+        assert creator.stdout
+        path = creator.stdout.readline().strip()
+        [pid] = daemons(creator.pid)
+        creator.send_signal(signal.SIGSTOP)
+        os.kill(pid, signal.SIGKILL)
+        creator.kill()
+    assert soon(lambda: _answer(path) == errno.ENOTCONN)
+    cleanup.remove(leftover for leftover in cleanup.leftovers() if path in leftover.name)
+    assert not mounted(path) and not os.path.exists(path)
 
 
 def test_it_is_unmounted_by_somebody_else(ground: Ground) -> None:

@@ -338,4 +338,4 @@ def test_unions_behave_like_a_directory() -> None:
 
 @pytest.mark.slow
 def test_unions_behave_like_a_directory_for_long() -> None:
-    run_state_machine_as_test(Trees, settings=settings(max_examples=60, stateful_step_count=50))
+    run_state_machine_as_test(Trees, settings=settings(max_examples=40, stateful_step_count=40))

@@ -205,7 +205,7 @@ def test_a_quota_throttles() -> None:
     with Container(PID(), part).start(*python(BURN)) as box:
         group = group_of(box, part)
         assert soon(lambda: (group.stats().throttled or 0) > 2)
-        assert (group.stats().throttled_seconds or 0) > 0
+        assert soon(lambda: (group.stats().throttled_seconds or 0) > 0)
 
 
 def _freezes(part: Cgroup) -> None:
@@ -213,11 +213,13 @@ def _freezes(part: Cgroup) -> None:
         group = group_of(box, part)
         assert soon(lambda: group.stats().cpu_seconds > 0.02)
         group.freeze()
-        assert group.events()["frozen"] == 1
-        stopped = group.stats().cpu_seconds
-        Container(PID()).run("true")  # time passes
-        assert group.stats().cpu_seconds == stopped
-        group.thaw()
+        try:
+            assert group.events()["frozen"] == 1
+            stopped = group.stats().cpu_seconds
+            Container(PID()).run("true")  # time passes
+            assert group.stats().cpu_seconds == stopped
+        finally:
+            group.thaw()
         assert group.events()["frozen"] == 0
         assert soon(lambda: group.stats().cpu_seconds > stopped)
 
@@ -256,7 +258,7 @@ def test_killing_empties_the_group() -> None:
 
 @pytest.mark.usefixtures("without_v2")
 def test_killing_by_the_freezer_of_version_1() -> None:
-    _kills(Cgroup(pids=50) if hierarchies.find("pids") else Cgroup())
+    _kills(Cgroup())
 
 
 @pytest.mark.needs("cgroup2")

@@ -340,15 +340,6 @@ def test_what_an_ordinary_user_may_not_open_is_removed(tmp_path: Path) -> None:
     assert left() == []
 
 
-def test_a_directory_deeper_than_a_stack_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
-    try:
-        inside(box(busybox()), "i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done")
-        assert left() == []
-    finally:
-        subprocess.run(["rm", "-rf", tmp_path / "data"], check=True)
-
-
 class Refused(Part):
     """A part that the kernel refuses, once the union is mounted."""
 
@@ -444,3 +435,12 @@ def test_cleanup_finds_what_a_dead_creator_has_left(tmp_path: Path, monkeypatch:
     assert len(found) == 1
     cleanup.remove(found)
     assert not lost.exists()
+
+
+def test_a_directory_deeper_than_a_stack_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
+    try:
+        inside(box(busybox()), "i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done")
+        assert left() == []
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "data"], check=True)

@@ -5,12 +5,14 @@ import os
 import pty
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from waiting import soon
 
 from kernel_lab import PID, Container, KernelError, Mount
 from kernel_lab.foreground import attached
+from kernel_lab.process import Streams
 
 KLAB = [sys.executable, "-m", "kernel_lab.cli"]
 SIZE = (33, 77)
@@ -92,10 +95,6 @@ class Person:
 
     def resize(self, rows: int, columns: int) -> None:
         _resize(self.terminal, rows, columns)
-
-    def not_looked_at(self) -> int:
-        """How many bytes have come since."""
-        return int(struct.unpack("i", fcntl.ioctl(self.terminal, termios.FIONREAD, bytes(4)))[0])
 
     def end(self) -> int:
         """The exit code, once all is shown."""
@@ -187,10 +186,19 @@ def test_the_hosts_tree_has_the_hosts_terminals() -> None:
         assert "a-42-terminal" in shell.shown
 
 
-def test_its_size_is_there_from_the_first_moment() -> None:
-    with Person("run", "-t", "busybox", "stty", "size") as shell:
-        assert shell.end() == 0
-        assert shell.shown.strip() == "33 77"
+@pytest.mark.usefixtures("executor")
+def test_the_rows_alone_make_it_as_large_as_the_callers_and_give_the_creator_its_other_end() -> None:
+    box = Container(*users(), PID(), Mount(busybox()))
+    console, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keyboard, screen = map(FileIO, pty.openpty(), ("r+", "r+"))
+    with console, theirs, keyboard, screen:
+        _resize(screen.fileno(), *SIZE)
+        box.launch(box.command(("cat",), terminal=True), Streams(theirs.fileno(), screen.fileno(), screen.fileno()))
+        _, (master,), _, _ = socket.recv_fds(console, 1, 1)
+        with box, FileIO(master, "r+") as terminal:
+            assert struct.unpack("4H", fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(8)))[:2] == SIZE
+            terminal.write(b"typed\n")
+            assert terminal.read(100).startswith(b"typed\r\n")
 
 
 def test_its_size_changes() -> None:
@@ -237,9 +245,11 @@ def test_more_is_typed_than_is_read(tmp_path: Path) -> None:
 
 
 def test_keys_arrive_though_nobody_looks(tmp_path: Path) -> None:
-    script = "trap 'touch /mnt/stopped; exit 4' INT; yes"
+    # In blocks, so that the last one that fits does so in part.
+    blocks = "for block in 1 2 3 4 5 6 7 8; do head -c 3000 /dev/zero; sleep 0.05; done"
+    script = f"trap 'touch /mnt/stopped; exit 4' INT; {blocks}; touch /mnt/full; yes"
     with Person("run", "-it", "-v", f"{tmp_path}:/mnt", "busybox", "sh", "-c", script) as person:
-        assert soon(lambda: person.not_looked_at() > 4000)
+        assert soon((tmp_path / "full").exists)
         person.type("\x03")
         assert soon((tmp_path / "stopped").exists)
         assert person.end() == 4

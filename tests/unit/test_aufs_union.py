@@ -75,6 +75,14 @@ def test_a_file_comes_and_goes_and_comes(stack: Stack) -> None:
     assert stack.tree("top") == [".wh.file"] and stack.tree("base") == ["file"]
 
 
+def test_what_no_branch_below_has_goes_without_a_whiteout(stack: Stack) -> None:
+    stack.lay("top/file", "base/d/file")
+    stack.union.add("/d/mine", touch)
+    stack.union.remove("/d/mine")
+    stack.union.remove("/file")
+    assert stack.tree("top") == ["d"]
+
+
 def test_a_new_directory_in_the_place_of_a_removed_one_is_empty(stack: Stack) -> None:
     stack.lay("base/d/file")
     stack.union.remove("/d/file")

@@ -254,4 +254,26 @@ PLACES: list[Rule] = [
     ),
 ]
 
-MOUNTS = [*PIVOT, *REFUSED, *INVALID, *PLACES]
+UNIONS: list[Rule] = [
+    says(
+        "fsconfig",
+        ENOENT,
+        "a directory of the union is not there, or was taken away after it was looked at (overlayfs.rst).",
+        "See that every layer exists.",
+    ),
+    says(
+        "fsconfig",
+        EACCES,
+        "root inside cannot reach a directory of the union: each one above it needs x for that user (path_resolution(7)).",
+        "See namei -l.",
+    ),
+    says("fsconfig", ELOOP, "layers may not lie in one another (overlayfs.rst).", "Take directories beside one another."),
+    says(
+        "fsconfig",
+        EINVAL,
+        "the file system does not know the option or refuses its value; overlay tells the kernel's log why.",
+        "See the end of dmesg.",
+    ),
+]
+
+MOUNTS = [*PIVOT, *REFUSED, *INVALID, *PLACES, *UNIONS]
