@@ -6,6 +6,7 @@ are what the rest is found by.
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -23,7 +24,7 @@ from kernel_lab.state import Creator, Leftover
 
 CGROUPS = Path("/sys/fs/cgroup")
 PREFIX = "klab"
-DEPTH = 4
+DEPTH = 8  # systemd puts a delegated scope six levels down
 LOG, UNREADABLE = "log", "unreadable record"
 
 
@@ -114,6 +115,9 @@ def _mounts() -> Iterator[Leftover]:
 
 
 def _unmount(point: str) -> None:
+    if os.geteuid():  # an ordinary user has no other mounts of its own but these, and may not call umount2
+        subprocess.run(["fusermount3", "-u", "-z", "--", point], check=True, capture_output=True)
+        return
     # Without waiting for those who use it, and without following a link that has taken its place.
     try:
         syscall("umount2", os.fsencode(point), MNT.DETACH | MNT.UMOUNT_NOFOLLOW)

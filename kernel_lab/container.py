@@ -279,8 +279,8 @@ class Container:
             return self._last_log
 
     def made(self, part: Part) -> object:
-        """What a part's `prepare` has made for the running container: its cgroup, its union file system."""
-        return self.first.made[part]
+        """What a part's `prepare` has made for the started container: its cgroup, its union file system. It goes with the container."""
+        return self._started().made[part]
 
     def evidence(self) -> Difference:
         """What the kernel says of the container beside the host: of the running one, or of one that is made to be looked at."""

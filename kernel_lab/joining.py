@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Protocol
 
 from kernel_lab.cgroups.group import Doors, Group
@@ -71,12 +71,12 @@ def _rows(command: Command, flags: CLONE, root: bool, groups: Sequence[Handle]) 
     yield call("exit_group", 1, label="orphan", why="the creator has gone")
 
 
-def _doors(pid: int) -> AbstractContextManager[Doors]:
-    """Those of the control groups that a container is in, if the kit has made it any."""
+def _group_of(pid: int) -> Group | None:
+    """The control groups that a container is in, if the kit has made it any."""
     try:
-        return Group.of(pid).doors()
+        return Group.of(pid)
     except UsageError:
-        return nullcontext(Doors((), None))
+        return None
 
 
 class Joined(Process):
@@ -90,9 +90,12 @@ class Joined(Process):
         flags = own_namespaces(target.pid)
         self.command = command
         self._has_sibling = bool(flags & CLONE.NEWPID)
-        # A process that shares its memory may not enter a time namespace (EUSERS, setns(2)).
-        self._executor = with_own_memory() if flags & CLONE.NEWTIME else executor()
-        with _doors(target.pid) as doors:
+        group = _group_of(target.pid)
+        # A process that shares its memory may not enter a time namespace (EUSERS, setns(2)); and in a full memory group it would be the largest of
+        # all as long as it shares its creator's: the kernel would kill both in the container's place (oom_badness, mm/oom_kill.c).
+        alone = flags & CLONE.NEWTIME or (group and group.stats().memory_limit is not None)
+        self._executor = with_own_memory() if alone else executor()
+        with group.doors() if group else nullcontext(Doors((), None)) as doors:
             groups = tuple(Handle(f"group {number}") for number in range(len(doors.procs)))
             self.program = program(command, flags, any(line.inside == 0 for line in uid_map(target.pid)), groups)
             self.image = Image(Layout(self.program, CLONE(0), (STDIN, STDOUT, STDERR, TARGET, *groups)), self._executor.shared)

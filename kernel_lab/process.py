@@ -158,6 +158,7 @@ class Process:
             if self.code is None:
                 with suppress(ProcessLookupError):
                     self.signal(signal.SIGKILL)
+                    self._let_die()
                 while self._reaped() is None:
                     self.ended()
             try:
@@ -170,6 +171,9 @@ class Process:
     def _others_ended(self) -> bool:
         """Ends what ends with it, once it has ended and before its number can be another's; whether it may be reaped."""
         return True
+
+    def _let_die(self) -> None:
+        """What it needs besides the signal."""
 
     def _release(self) -> None:
         """What it has held besides its descriptor."""

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, cached_property
 
 from kernel_lab import janitor
+from kernel_lab.cgroups.group import Group
 from kernel_lab.command import Command
 from kernel_lab.kernel import dumpable, reaper
 from kernel_lab.kernel.calls import futex_wake
@@ -202,6 +203,11 @@ class First(Process):
             return False
         self._guard.kill_all()
         return True
+
+    def _let_die(self) -> None:
+        for made in self.made.values():
+            if isinstance(made, Group):
+                made.thaw()  # who is frozen by version 1 does not even die (freezer-subsystem.rst)
 
     def _release(self) -> None:
         with self._prepared or nullcontext(), self._placed or nullcontext():

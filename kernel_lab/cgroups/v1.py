@@ -133,7 +133,10 @@ def _cpu_used(directory: str) -> dict[str, Any]:
 
 
 def _cpuacct_used(directory: str) -> dict[str, Any]:
-    return {f"cpu_{mode}": int(read(f"{directory}/cpuacct.usage_{file}")) / NANOSECONDS for mode, file in (("user", "user"), ("system", "sys"))}
+    # Only the sum is exact. User and system time are counted in ticks of the clock, and say how it is to be divided (cputime_adjust, kernel/sched).
+    total, user, system = (int(read(f"{directory}/cpuacct.{file}")) for file in ("usage", "usage_user", "usage_sys"))
+    in_system = total * system / (user + system) if system else 0.0
+    return {"cpu_user": (total - in_system) / NANOSECONDS, "cpu_system": in_system / NANOSECONDS}
 
 
 def _pids_used(directory: str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class Dashboard:
                 self.samples.append(Sample(now - begin, (stats.cpu_seconds - used) / (now - before), memory, stats.pids, limits))
                 before, used = now, stats.cpu_seconds
                 self._picture.value = self.picture()
-        except OSError:
+        except (OSError, UsageError):
             return  # the group has gone with its container
 
     def picture(self) -> bytes:

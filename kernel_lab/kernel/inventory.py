@@ -18,7 +18,7 @@ KINDS = (*procfs.NAMESPACES, "pid_for_children", "time_for_children")
 # The inode of what has no path: `socket:[1234]`.
 ANONYMOUS = re.compile(r":\[\d+\]$")
 CGROUPS = "/sys/fs/cgroup"
-CGROUP_DEPTH = 4
+CGROUP_DEPTH = 8
 
 # linux/netlink.h, linux/netfilter/nfnetlink.h and nf_tables.h
 NETLINK_NETFILTER = 12

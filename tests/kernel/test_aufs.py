@@ -230,7 +230,7 @@ def test_a_deleted_file_of_a_lower_branch_can_be_changed_still(ground: Ground) -
 
 
 def test_a_directory_that_changes_while_it_is_read(ground: Ground) -> None:
-    names = {f"{number:04}" for number in range(1000)}
+    names = {f"{number:04}{'x' * 200}" for number in range(6000)}  # more than fits into one answer
     for name in names:
         (ground.base / name).touch()
     with ground.union() as tree:
@@ -238,9 +238,10 @@ def test_a_directory_that_changes_while_it_is_read(ground: Ground) -> None:
         with os.scandir(tree.path) as entries:
             for number, entry in enumerate(entries):
                 seen.append(entry.name)
-                if number % 3 == 0:
+                if number % 40 == 0 and entry.name in names:
+                    os.unlink(entry.path)
+                if number % 120 == 0:
                     Path(tree.path, f"new-{number}").touch()
-                    os.unlink(entry.path) if entry.name in names else None
         assert len(seen) == len(set(seen)) and names <= set(seen)
         assert set(os.listdir(tree.path)) >= {"new-0", "etc"} and seen[0] not in os.listdir(tree.path)
 
@@ -404,11 +405,16 @@ def test_a_branch_in_which_somebody_writes_stays(ground: Ground) -> None:
 
 
 def test_what_was_changed_past_the_union_is_seen_after_refresh(ground: Ground) -> None:
+    (ground.base / "other").touch()
     with ground.union() as tree:
         assert Path(tree.path, "etc/motd").read_text() == "welcome\n" and not os.path.exists(f"{tree.path}/etc/new")
+        mode = os.stat(f"{tree.path}/other").st_mode
         (ground.base / "etc/motd").write_text("mended\n")
         (ground.base / "etc/new").touch()
+        (ground.base / "other").chmod(0o604)
+        assert os.stat(f"{tree.path}/other").st_mode == mode
         tree.refresh()
+        assert stat.S_IMODE(os.stat(f"{tree.path}/other").st_mode) == 0o604
         assert Path(tree.path, "etc/motd").read_text() == "mended\n" and os.path.exists(f"{tree.path}/etc/new")
 
 
@@ -527,7 +533,9 @@ def test_a_branch_may_hold_the_unions_own_mount(ground: Ground) -> None:
         with Aufs(Branch(str(upper)), Branch(str(ground.folder), "ro")) as tree:
             inside = Path(tree.path, os.path.relpath(tree.path, ground.folder))
             assert inside.is_dir() and os.listdir(inside) == []
-            assert os.listdir(f"{tree.path}/memory") == []
+            (upper / "mine").touch()
+            tree.change(*tree.branches)
+            assert os.listdir(f"{tree.path}/memory") == [] and os.path.exists(f"{tree.path}/mine")
     finally:
         subprocess.run(["umount", upper], check=True)
 

@@ -194,7 +194,7 @@ def test_time_used_agrees_with_getrusage(gate: Gate) -> None:
         assert box.wait(60) == 0
         user, system = map(float, box.logs().split())
         stats = group.stats()
-        # The group also counts what a process does to end; and v1 counts in ticks of the clock.
+        # The group also counts what a process does to end.
         assert abs(stats.cpu_seconds - (user + system)) < 0.15
         assert stats.cpu_user > 0.2 and stats.cpu_system > 0.05
 

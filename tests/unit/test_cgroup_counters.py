@@ -19,8 +19,9 @@ IN_V1 = {
     "memory.oom_control": "oom_kill_disable 0\nunder_oom 1\noom_kill 2\n",
     "memory.failcnt": "7\n",
     "cpu.stat": "nr_periods 10\nnr_throttled 3\nthrottled_time 1500000000\n",
-    "cpuacct.usage_user": "1250000000\n",
-    "cpuacct.usage_sys": "250000000\n",
+    "cpuacct.usage": "1500000000\n",
+    "cpuacct.usage_user": "2500000\n",
+    "cpuacct.usage_sys": "500000\n",
     "pids.current": "5\n",
     "pids.max": "64\n",
     "pids.events": "max 4\n",
@@ -90,6 +91,11 @@ def test_both_versions_say_the_same(group: Make) -> None:
     assert group(1, IN_V1, *V1_CONTROLLERS).stats() == USED
     assert group(2, IN_V2, *V2_CONTROLLERS).stats() == USED
     assert USED.cpu_seconds == 1.5
+
+
+def test_without_a_tick_in_the_kernel_all_time_is_the_users(group: Make) -> None:
+    stats = group(1, IN_V1 | {"cpuacct.usage_user": "0\n", "cpuacct.usage_sys": "0\n"}, "cpuacct").stats()
+    assert (stats.cpu_user, stats.cpu_system) == (1.5, 0.0)
 
 
 def test_what_happened(group: Make) -> None:
