@@ -43,8 +43,7 @@ def _on_streams(start: Start, interactive: bool) -> int:
 
 def _on_terminal(start: Start, interactive: bool) -> int:
     console, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    screen = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
-    with console, theirs, FileIO(screen, "w"), _raw(0) if interactive else nullcontext():
+    with console, theirs, FileIO(_screen(), "w") as screen, _raw(0) if interactive else nullcontext():
 
         def converse(process: Process) -> None:
             try:
@@ -52,9 +51,17 @@ def _on_terminal(start: Start, interactive: bool) -> int:
             except BlockingIOError:
                 return  # its table has run, and a row was refused
             with FileIO(master, "r+") as terminal:
-                _converse(process, terminal.fileno(), screen, interactive)
+                _converse(process, terminal.fileno(), screen.fileno(), interactive)
 
-        return _to_the_end(start, Streams(theirs.fileno(), screen, screen), converse)
+        return _to_the_end(start, Streams(theirs.fileno(), screen.fileno(), screen.fileno()), converse)
+
+
+def _screen() -> int:
+    """The caller's output. A terminal is opened anew: that nobody waits when this process writes to it must not be so for its other writers."""
+    if os.isatty(1):
+        with suppress(PermissionError):  # after su(1) it is another user's
+            return os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _received(console: socket.socket) -> int:
@@ -127,7 +134,7 @@ class _Way:
     def go_on(self) -> None:
         """One step, where `end` is ready for it."""
         if self.held:
-            # So much a pipe or a pseudo-terminal takes at once when it takes anything: the caller's must not be made O_NONBLOCK, others write there.
+            # So much a pipe takes at once when it takes anything (pipe(7)).
             self.held = self.held[os.write(self.target, self.held[: select.PIPE_BUF]) :]
         else:
             text = os.read(self.source, CHUNK)

@@ -23,7 +23,7 @@ from kernel_lab.kernel import mountinfo, procfs
 from kernel_lab.unionfs.aufs import Aufs, lacking
 from kernel_lab.unionfs.branches import Branch
 
-pytestmark = pytest.mark.skipif(lacking() is not None, reason=f"AUFS cannot be mounted: {lacking()}")
+pytestmark = pytest.mark.skipif(lacking() is not None, reason=f"AUFS cannot be mounted: {(lacking() or [None])[0]}")
 
 
 class Ground:

@@ -15,7 +15,7 @@ from kernel_lab.unionfs.aufs import lacking
 
 pytestmark = pytest.mark.needs("userns", "busybox")
 COUNT = 3
-WITHOUT_AUFS = pytest.mark.skipif(lacking() is not None, reason=f"AUFS cannot be mounted: {lacking()}")
+WITHOUT_AUFS = pytest.mark.skipif(lacking() is not None, reason=f"AUFS cannot be mounted: {(lacking() or [None])[0]}")
 
 
 @pytest.fixture

@@ -47,12 +47,12 @@ def test_of_overlay(upper: Path) -> None:
     check(Overlay(rootfs.busybox(), upper=upper))
 
 
-@pytest.mark.skipif(lacking() is not None, reason=f"AUFS cannot be mounted: {lacking()}")
+@pytest.mark.skipif(lacking() is not None, reason=f"AUFS cannot be mounted: {(lacking() or [None])[0]}")
 def test_of_aufs(upper: Path) -> None:
     check(Aufs(Branch(str(upper)), Branch(str(rootfs.busybox()), "ro")))
 
 
-@pytest.mark.skipif(lacking() is not None, reason=f"AUFS cannot be mounted: {lacking()}")
+@pytest.mark.skipif(lacking() is not None, reason=f"AUFS cannot be mounted: {(lacking() or [None])[0]}")
 def test_other_branches_are_drawn_when_they_have_been_changed(upper: Path) -> None:
     fix = upper.parent / "fix"
     fix.mkdir()
