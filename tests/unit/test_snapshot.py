@@ -287,14 +287,14 @@ def test_a_run_directory_that_the_caller_names(tmp_path: Path) -> None:
 
 
 def test_cgroups_by_prefix_at_any_depth_and_all_that_is_in_them(tmp_path: Path) -> None:
-    for name in ("a/klab1/x/y/z/w/v", "b/c/d/klab2", "b/c/d/e/klab3", "klab", "other"):
+    for name in ("a/klab1/x/y/z/w/v", "b/c/d/e/f/g/h/klab2", "b/c/d/e/f/g/h/i/klab3", "klab", "other"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "klab-file").touch()
     links = (tmp_path / "a").stat().st_nlink
     if links == 1:
         pytest.skip("needs a file system that counts directories in their link count, as cgroups do")
     names = {entry.partition(" ")[0].removeprefix(f"{tmp_path}/") for entry in inventory.cgroups("klab", str(tmp_path))}
-    assert names == {"a/klab1", "a/klab1/x", "a/klab1/x/y", "a/klab1/x/y/z", "a/klab1/x/y/z/w", "a/klab1/x/y/z/w/v", "b/c/d/klab2", "klab"}
+    assert names == {"a/klab1", "a/klab1/x", "a/klab1/x/y", "a/klab1/x/y/z", "a/klab1/x/y/z/w", "a/klab1/x/y/z/w/v", "b/c/d/e/f/g/h/klab2", "klab"}
 
 
 def test_a_thread_that_left_for_another_namespace_would_be_seen(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
