@@ -1,5 +1,6 @@
 """The layers of a container's root as they lie on one another: which of them a file comes from, what hides it, and what happens on a write."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ STYLES = {
     FILE: ("#f6d5c8", f' fill="{MARK}"'),
 }
 GAP = 6  # px between two cells
+
+_numbers = itertools.count(1)
 
 
 class Sight(NamedTuple):
@@ -185,7 +188,8 @@ class Explorer:
         self.choice = ipywidgets.Select(options=[f"/{path}" for path in stack.paths], rows=min(len(stack.paths), 8))
         self.picture, self.said = ipywidgets.HTML(), ipywidgets.HTML()
         self.choice.observe(lambda change: self._look(), names="value")
-        self._view = ipywidgets.VBox([self.picture, ipywidgets.HBox([self.choice, self.said])])
+        # The page finds the view by its name, which stands in the notebook: the same whenever it is built.
+        self._view = ipywidgets.VBox([self.picture, ipywidgets.HBox([self.choice, self.said])], model_id=f"klab-explorer-{next(_numbers)}")
         self._look()
 
     def _look(self) -> None:

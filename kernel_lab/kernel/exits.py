@@ -37,7 +37,7 @@ def taken() -> KernelError:
         ECHILD,
         "waitid(P_PIDFD)",
         rule="the exit code has been taken: this process ignores SIGCHLD, or another of its threads waits for any child (wait(2)).",
-        look="Let SIGCHLD have its default, and wait for other children by their numbers. Linux 6.15 and later remember the code.",
+        look="Let SIGCHLD have its default, and wait for other children by their numbers.",
     )
 
 

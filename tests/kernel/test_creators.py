@@ -113,7 +113,7 @@ DEAF = {
     "waits for any child": "threading.Thread(target=wait_for_any, daemon=True).start()",
 }
 TAKEN = "the exit code has been taken: this process ignores SIGCHLD"
-REMEMBERED = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+REMEMBERED = tuple(map(int, os.uname().release.partition("-")[0].split(".")[:2])) >= (6, 15)
 _DEAF = f"""
 import signal, threading, time
 from kernel_lab.kernel import exits
