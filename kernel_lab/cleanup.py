@@ -4,9 +4,7 @@ The order of `leftovers()` is that of the removal: processes first, since what t
 are what the rest is found by.
 """
 
-import errno
 import os
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -15,9 +13,6 @@ from pathlib import Path
 from kernel_lab import records, state
 from kernel_lab.cgroups.processes import end
 from kernel_lab.kernel import mountinfo
-from kernel_lab.kernel.calls import syscall
-from kernel_lab.kernel.errors import KernelError
-from kernel_lab.kernel.flags import MNT
 from kernel_lab.members import Members
 from kernel_lab.records import Record
 from kernel_lab.state import Creator, Leftover
@@ -111,20 +106,7 @@ def _mounts() -> Iterator[Leftover]:
     # The last one that was mounted first: others may lie below or under it.
     for mount in reversed(mountinfo.mounts()):
         if creator := _owner(mount.point):
-            yield Leftover("mount", mount.point, _dead(creator), partial(_unmount, mount.point))
-
-
-def _unmount(point: str) -> None:
-    if os.geteuid():  # an ordinary user has no other mounts of its own but these, and may not call umount2
-        subprocess.run(["fusermount3", "-u", "-z", "--", point], check=True, capture_output=True)
-        return
-    # Without waiting for those who use it, and without following a link that has taken its place.
-    try:
-        syscall("umount2", os.fsencode(point), MNT.DETACH | MNT.UMOUNT_NOFOLLOW)
-    except KernelError as error:
-        # Another cleanup, at the end of another creator, may have been faster.
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            raise
+            yield Leftover("mount", mount.point, _dead(creator), partial(state.unmount, mount.point))
 
 
 def _cgroups() -> Iterator[Leftover]:

@@ -194,7 +194,7 @@ class Container:
             id=identifier,
             name=self.name or records.new_name(),
             pid=first.pid,
-            started=procfs.process(first.pid).started,
+            started=procfs.start_time(first.pid) or 0,  # 0: it has ended, and somebody else has reaped it (`exits`)
             creator=Creator.this(),
             command=first.command.argv,
             created=time.time(),
@@ -263,7 +263,10 @@ class Container:
         return self.kill()
 
     def kill(self) -> int:
-        """Ends what was started, and everything in the container; returns the exit code. What it has written stays in `logs()`."""
+        """Ends what was started, and everything in the container; returns the exit code, or -1 where it cannot be known (`kernel.exits`).
+
+        What it has written stays in `logs()`.
+        """
         first = self._started()
         first.take_back()
         self.forget()

@@ -93,7 +93,7 @@ class Joined(Process):
         group = _group_of(target.pid)
         # A process that shares its memory may not enter a time namespace (EUSERS, setns(2)); and in a full memory group it would be the largest of
         # all as long as it shares its creator's: the kernel would kill both in the container's place (oom_badness, mm/oom_kill.c).
-        alone = flags & CLONE.NEWTIME or (group and group.stats().memory_limit is not None)
+        alone = flags & CLONE.NEWTIME or (group and group.memory_limit is not None)
         self._executor = with_own_memory() if alone else executor()
         with group.doors() if group else nullcontext(Doors((), None)) as doors:
             groups = tuple(Handle(f"group {number}") for number in range(len(doors.procs)))

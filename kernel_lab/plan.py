@@ -34,7 +34,7 @@ class Plan:
     def __init__(self, parts: Sequence[Part]) -> None:
         for part in parts:
             if not isinstance(part, Part):
-                raise UsageError(f"{part!r} is no part: there are UTS, Mount, IPC, User, PID, Net, CgroupNS, Time, and Part for your own")
+                raise UsageError(f"{part!r} is no part: there are UTS, Mount, IPC, User, PID, Net, Cgroup, CgroupNS, Time, and Part for your own")
         kinds = [type(part) for part in parts]
         if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
             raise UsageError(f"{twice.__name__} twice: a container has each part once")

@@ -13,11 +13,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from kernel_lab.kernel import mountinfo, procfs
-from kernel_lab.kernel.errors import UsageError
+from kernel_lab.kernel.calls import syscall
+from kernel_lab.kernel.errors import KernelError, UsageError
+from kernel_lab.kernel.flags import MNT
 
 
 class Creator(NamedTuple):
@@ -28,7 +31,8 @@ class Creator(NamedTuple):
 
     @classmethod
     def this(cls) -> "Creator":
-        return cls.of(os.getpid())
+        """This process; its start is read from /proc once."""
+        return _creator(os.getpid())
 
     @classmethod
     def of(cls, pid: int) -> "Creator":
@@ -46,6 +50,11 @@ class Creator(NamedTuple):
 
     def alive(self) -> bool:
         return procfs.alive(self.pid, self.start)
+
+
+@cache  # by number: after a fork it is another
+def _creator(pid: int) -> Creator:
+    return Creator.of(pid)
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,23 @@ def discard(path: Path) -> None:
     # A container can make directories that are deeper than Python's stack, and for ids that are this user's only in a user namespace.
     except (PermissionError, RecursionError):
         subprocess.run([*_as_their_root(), "rm", "-rf", "--one-file-system", str(path)], check=True, capture_output=True)
+
+
+def unmount(point: str) -> None:
+    """Takes a mount of the kit's away, if it is still there, without waiting for those who use it."""
+    if all(mount.point != point for mount in mountinfo.mounts()):
+        return
+    try:
+        if os.geteuid() == 0:
+            # Without following a link that has taken its place.
+            syscall("umount2", os.fsencode(point), MNT.DETACH | MNT.UMOUNT_NOFOLLOW)
+        else:
+            # What an ordinary user has mounted for all to see is a file system in user space (fusermount3(1)).
+            subprocess.run(["fusermount3", "-u", "-z", "--", point], check=True, capture_output=True)
+    except (KernelError, subprocess.CalledProcessError):
+        # Another cleanup, at the end of another creator, may have been faster.
+        if any(mount.point == point for mount in mountinfo.mounts()):
+            raise
 
 
 def _as_their_root() -> list[str]:

@@ -1,16 +1,28 @@
 """Looking at the machine with another user's eyes, in the middle of a test."""
 
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+from kernel_lab.course.ordinary import Ordinary, inside, readable
 from kernel_lab.kernel.calls import set_dumpable, syscall
 
 T = TypeVar("T")
 NOBODY = 65534
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def nobodys_python() -> Iterator[Path]:
+    """A Python with the kit in it that nobody can run, even where this one is below root's home."""
+    with readable(ROOT, Ordinary("nobody", NOBODY, NOBODY, Path("/"))) as project:
+        yield inside(project, ROOT, Path(sys.executable))
 
 
 def as_an_ordinary_user(ask: Callable[[], T]) -> T:

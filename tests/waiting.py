@@ -1,5 +1,6 @@
-"""How every test waits: for something to be true, patiently, never for a time."""
+"""How every test waits: for something to be true, patiently, never for a time; and for threads that do something at once."""
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -12,3 +13,23 @@ def soon(predicate: Callable[[], object], patience: float = 20.0) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def at_once(job: Callable[[], object], threads: int) -> list[BaseException]:
+    """What `job` has raised in threads that began it together."""
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(threads)
+
+    def work() -> None:
+        barrier.wait()
+        try:
+            job()
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return errors

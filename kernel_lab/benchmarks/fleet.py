@@ -5,7 +5,6 @@ much of the page cache a file takes that all of them have read. What is still to
 """
 
 import fcntl
-import io
 import os
 import shutil
 import stat
@@ -23,7 +22,7 @@ from time import perf_counter
 from kernel_lab import rootfs, state
 from kernel_lab.benchmarks.contestant import Absent
 from kernel_lab.benchmarks.machine import machine
-from kernel_lab.benchmarks.report import Report, Row
+from kernel_lab.benchmarks.report import Report, Row, png
 from kernel_lab.container import Container
 from kernel_lab.kernel import pagecache
 from kernel_lab.kernel.errors import UsageError
@@ -209,7 +208,6 @@ def picture(report: Report) -> bytes:
 
 def bars(panels: Mapping[str, Mapping[str, float]]) -> bytes:
     """Panels beside one another, each with its title and a bar for each of the same names, as PNG."""
-    from matplotlib import font_manager
     from matplotlib.figure import Figure
 
     names = list(next(iter(panels.values())))
@@ -219,7 +217,4 @@ def bars(panels: Mapping[str, Mapping[str, float]]) -> bytes:
         axes.bar_label(axes.barh(names, lengths), [f"{length:,.0f}" if length >= 100 else f"{length:.3g}" for length in lengths], padding=3)
         axes.set(title=title, xmargin=0.25)
     axes.invert_yaxis()
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    font_manager._get_font.cache_clear()  # type: ignore[attr-defined]  # matplotlib keeps the fonts' files open, for good
-    return file.getvalue()
+    return png(figure)

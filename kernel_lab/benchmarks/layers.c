@@ -31,10 +31,11 @@ const char *mount_overlay(const struct overlay *o)
 /* The command of a benchmark writes nothing, so that the upper directory is empty. */
 void remove_overlay(const struct overlay *o)
 {
-    static const char *const left[] = {"work/work/incompat/volatile/dirty", "work/work/incompat/volatile", "work/work/incompat", "work/work"};
+    /* Overlay's own, which it leaves behind. */
+    static const char *const left[] = {"incompat/volatile/dirty", "incompat/volatile", "incompat", ""};
     char path[2 * PATH_MAX];
-    for (unsigned i = 0; i < sizeof left / sizeof *left; i++) { /* overlay's own, which it leaves behind */
-        snprintf(path, sizeof path, "%s/%s", o->top, left[i]);
+    for (unsigned i = 0; i < sizeof left / sizeof *left; i++) {
+        snprintf(path, sizeof path, "%s/%s/%s", o->work, "work", left[i]);
         if (i ? rmdir(path) : unlink(path))
             die(path);
     }

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from kernel_lab.benchmarks.contestant import Network
 
-INCLUDES = "the network namespace and its veth made before by unshare, ip and nsenter, three processes of a shell"
-
 
 def wrapped(words: Sequence[str], network: Network, file: Path) -> list[str]:
     """A shell's command line: makes the namespace in `file` and its link, runs `words`, and lets go of the namespace, with which the link ends."""

@@ -1,6 +1,7 @@
 """What a benchmark has found, as rows: in a terminal, in a notebook, as JSON, and as a picture."""
 
 import html
+import io
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,6 +113,16 @@ class Report:
         axes.margins(y=0.1)
         axes.grid(axis="x", alpha=0.3)
         axes.invert_yaxis()
+
+
+def png(figure: Any) -> bytes:
+    """A matplotlib figure as PNG."""
+    from matplotlib import font_manager
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    font_manager._get_font.cache_clear()  # type: ignore[attr-defined]  # for each thread matplotlib keeps the fonts' files open, for good
+    return file.getvalue()
 
 
 def check_picture(file: str | Path) -> None:

@@ -20,6 +20,8 @@ def lay_out(directory: Path) -> None:
     with open(directory / "large", "wb") as file:
         for _ in range(BYTES // CHUNK):
             file.write(os.urandom(CHUNK))
+        file.flush()
+        os.fsync(file.fileno())  # so that nothing is still being written while it is read
     (directory / "many").mkdir()
     for number in range(FILES):
         (directory / "many" / f"{number:05}").touch()

@@ -94,11 +94,18 @@ class Group:
     def _used(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for place in self.places:
-            readers = v1.READERS if place.version == V1 else v2.READERS
+            readers = _readers(place)
             if place.version == V2:
                 found |= v2.time_used(place.path)
             for name in place.controllers:
                 found |= readers[name](place.path) if name in readers else {}
+        return found
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes; None where memory is not limited."""
+        place = next((place for place in self.places if "memory" in place.controllers), None)
+        found: int | None = _readers(place)["memory"](place.path)["memory_limit"] if place else None
         return found
 
     @contextmanager
@@ -158,6 +165,10 @@ class Group:
         finally:
             for file in (*procs, *directories):
                 os.close(file)
+
+
+def _readers(place: Place) -> Mapping[str, Callable[[str], dict[str, Any]]]:
+    return v1.READERS if place.version == V1 else v2.READERS
 
 
 def _place_of(pid: int, hierarchy: Hierarchy) -> Place | None:

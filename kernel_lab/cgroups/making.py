@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from errno import EBUSY
-from functools import cache
 
 from kernel_lab.cgroups import bpf, delegation, files, processes
 from kernel_lab.cgroups.group import PREFIX, Group, Place
@@ -23,7 +22,7 @@ _numbers = itertools.count(1)
 @contextmanager
 def made(directories: Sequence[Directory]) -> Iterator[Group]:
     """A group with these directories, until the context ends: then who is still in it is ended, and it is removed. Raises KernelError."""
-    name = f"{PREFIX}{_stamp(os.getpid())}-{next(_numbers)}"
+    name = f"{PREFIX}{Creator.this().stamp}-{next(_numbers)}"
     places: list[Place] = []
     try:
         for directory in directories:
@@ -41,11 +40,6 @@ def made(directories: Sequence[Directory]) -> Iterator[Group]:
         yield Group(places)
     finally:
         _remove(places)
-
-
-@cache
-def _stamp(pid: int) -> str:
-    return Creator.of(pid).stamp
 
 
 def _make(path: str) -> None:

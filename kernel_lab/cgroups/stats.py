@@ -1,7 +1,7 @@
 """What a group has used, whatever version of cgroups has counted it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from tabulate import tabulate
@@ -36,7 +36,7 @@ class Stats:
     oom_kills: int | None = None
     pids: int | None = None
     pids_limit: int | None = None
-    io: Mapping[str, IO] = field(default_factory=dict)
+    io: Mapping[str, IO] | None = None
 
     @property
     def cpu_seconds(self) -> float:
@@ -45,7 +45,7 @@ class Stats:
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [(name.replace("_", " "), _shown(name, value)) for name, value in vars(self).items() if name != "io" and value is not None]
-        return [*rows, *((f"io {disk}", _shown_io(io)) for disk, io in self.io.items())]
+        return [*rows, *((f"io {disk}", _shown_io(io)) for disk, io in (self.io or {}).items())]
 
     def __repr__(self) -> str:
         return tabulate(self._rows(), tablefmt="plain", disable_numparse=True)

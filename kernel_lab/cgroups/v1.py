@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from kernel_lab.cgroups import alike
 from kernel_lab.cgroups.amounts import UNLIMITED, shown
 from kernel_lab.cgroups.devices import name as disk_name
 from kernel_lab.cgroups.files import numbers, read, read_number
@@ -73,16 +74,6 @@ def _cpu(limits: Limits) -> Texts:
         yield "cpu.shares", str(round(limits.cpu_weight * 1024 / 100))
 
 
-def _cpuset(limits: Limits) -> Texts:
-    if limits.cpuset is not None:
-        yield "cpuset.cpus", limits.cpuset
-
-
-def _pids(limits: Limits) -> Texts:
-    if limits.pids is not None:
-        yield "pids.max", "max" if limits.pids == UNLIMITED else str(limits.pids)
-
-
 def _blkio(limits: Limits) -> Texts:
     for rate in RATES:
         for disk, amount in (getattr(limits, rate) or {}).items():
@@ -110,8 +101,8 @@ def _nothing(limits: Limits) -> Texts:
 
 WRITERS: dict[str, Callable[[Limits], Texts]] = {
     "cpu": _cpu,
-    "cpuset": _cpuset,
-    "pids": _pids,
+    "cpuset": alike.cpuset,
+    "pids": alike.pids,
     "blkio": _blkio,
     "hugetlb": _hugetlb,
     "devices": _devices,
@@ -139,10 +130,6 @@ def _cpuacct_used(directory: str) -> dict[str, Any]:
     return {"cpu_user": (total - in_system) / NANOSECONDS, "cpu_system": in_system / NANOSECONDS}
 
 
-def _pids_used(directory: str) -> dict[str, Any]:
-    return {"pids": int(read(f"{directory}/pids.current")), "pids_limit": limit(read_number(f"{directory}/pids.max", UNLIMITED))}
-
-
 def _blkio_used(directory: str) -> dict[str, Any]:
     found: dict[str, IO] = {}
     for file, fields in (("io_service_bytes", ("read_bytes", "write_bytes")), ("io_serviced", ("reads", "writes"))):
@@ -158,7 +145,7 @@ READERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "memory": _memory_used,
     "cpu": _cpu_used,
     "cpuacct": _cpuacct_used,
-    "pids": _pids_used,
+    "pids": alike.pids_used,
     "blkio": _blkio_used,
 }
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from kernel_lab.cgroups import alike
 from kernel_lab.cgroups.amounts import UNLIMITED
 from kernel_lab.cgroups.devices import name as disk_name
 from kernel_lab.cgroups.files import numbers, read, read_number
@@ -43,16 +44,6 @@ def _cpu(limits: Limits) -> Texts:
         yield "cpu.weight", str(limits.cpu_weight)
 
 
-def _cpuset(limits: Limits) -> Texts:
-    if limits.cpuset is not None:
-        yield "cpuset.cpus", limits.cpuset
-
-
-def _pids(limits: Limits) -> Texts:
-    if limits.pids is not None:
-        yield "pids.max", _amount(limits.pids)
-
-
 def _io(limits: Limits) -> Texts:
     disks: dict[str, list[str]] = {}
     for rate, key in RATES.items():
@@ -68,7 +59,14 @@ def _hugetlb(limits: Limits) -> Texts:
         yield f"hugetlb.{page}.max", _amount(amount)
 
 
-WRITERS: dict[str, Callable[[Limits], Texts]] = {"memory": _memory, "cpu": _cpu, "cpuset": _cpuset, "pids": _pids, "io": _io, "hugetlb": _hugetlb}
+WRITERS: dict[str, Callable[[Limits], Texts]] = {
+    "memory": _memory,
+    "cpu": _cpu,
+    "cpuset": alike.cpuset,
+    "pids": alike.pids,
+    "io": _io,
+    "hugetlb": _hugetlb,
+}
 
 
 def _memory_used(directory: str) -> dict[str, Any]:
@@ -87,10 +85,6 @@ def _cpu_used(directory: str) -> dict[str, Any]:
     return {"throttled": counted["nr_throttled"], "throttled_seconds": counted["throttled_usec"] / MICROSECONDS}
 
 
-def _pids_used(directory: str) -> dict[str, Any]:
-    return {"pids": int(read(f"{directory}/pids.current")), "pids_limit": limit(read_number(f"{directory}/pids.max", UNLIMITED))}
-
-
 def _io_used(directory: str) -> dict[str, Any]:
     found = {}
     for line in read(f"{directory}/io.stat").splitlines():
@@ -106,7 +100,7 @@ def time_used(directory: str) -> dict[str, Any]:
     return {"cpu_user": counted["user_usec"] / MICROSECONDS, "cpu_system": counted["system_usec"] / MICROSECONDS}
 
 
-READERS: dict[str, Callable[[str], dict[str, Any]]] = {"memory": _memory_used, "cpu": _cpu_used, "pids": _pids_used, "io": _io_used}
+READERS: dict[str, Callable[[str], dict[str, Any]]] = {"memory": _memory_used, "cpu": _cpu_used, "pids": alike.pids_used, "io": _io_used}
 
 
 def _memory_events(directory: str) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """`klab`: containers from a shell, in docker's words where docker has one."""
 
+import signal
 import sys
 
 import click
@@ -23,6 +24,8 @@ for module in (running, containers, stats, tools):
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; ends the process."""
+    # Whoever has started this may ignore it, and would have exit codes thrown away here too (wait(2)).
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         sys.exit(klab.main(argv, prog_name="klab", standalone_mode=False) or 0)
     except CommandError as error:

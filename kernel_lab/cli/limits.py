@@ -6,6 +6,7 @@ from typing import Any, cast
 import click
 
 from kernel_lab.cgroups.amounts import UNLIMITED, size
+from kernel_lab.cgroups.devices import USUAL
 from kernel_lab.cgroups.limits import Words, weight_of_shares
 from kernel_lab.kernel.errors import UsageError
 
@@ -20,7 +21,7 @@ OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--device-write-bps", multiple=True, help="DISK:BYTES a second"),
     click.option("--device-read-iops", multiple=True, help="DISK:OPERATIONS a second"),
     click.option("--device-write-iops", multiple=True, help="DISK:OPERATIONS a second"),
-    click.option("--device-cgroup-rule", multiple=True, help="A device that may be used, and then no others: c 1:3 rwm"),
+    click.option("--device-cgroup-rule", multiple=True, help="A device that may be used besides the usual ones, and then no others: c 10:229 rwm"),
 )
 
 
@@ -37,7 +38,7 @@ def words(settings: dict[str, Any]) -> Words:
         "write_bps": _by_disk(settings["device_write_bps"]),
         "read_iops": _by_disk(settings["device_read_iops"]),
         "write_iops": _by_disk(settings["device_write_iops"]),
-        "devices": settings["device_cgroup_rule"] or None,
+        "devices": (*USUAL, *settings["device_cgroup_rule"]) if settings["device_cgroup_rule"] else None,
     }
     return cast(Words, {name: value for name, value in found.items() if value is not None})
 

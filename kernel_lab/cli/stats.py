@@ -41,7 +41,7 @@ class Line:
 
 
 def _size(amount: int) -> str:
-    """Rounded to the unit that leaves a number below 1024."""
+    """In the unit that leaves a number below 1024, rounded down."""
     for unit in "BkMGT":
         if amount < 1024 or unit == "T":
             break
@@ -101,7 +101,8 @@ def _line(record: Record, now: _Look, before: _Look) -> Line:
     if used is None:
         return Line(record.id, record.name)
     cpu = None if had is None else round(100 * (used.cpu_seconds - had.cpu_seconds) / (now.moment - before.moment), 1)
-    read, written = (sum(getattr(disk, what) for disk in used.io.values()) for what in ("read_bytes", "write_bytes"))
+    disks = None if used.io is None else used.io.values()
+    read, written = (None if disks is None else sum(getattr(disk, what) for disk in disks) for what in ("read_bytes", "write_bytes"))
     return Line(record.id, record.name, cpu, used.memory, used.memory_limit, used.pids, read, written)
 
 

@@ -1,6 +1,5 @@
 """A live view of a control group: sliders change its limits, and curves follow what its processes use."""
 
-import io
 import logging
 import threading
 import time
@@ -8,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
-from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kernel_lab.benchmarks.report import png
 from kernel_lab.cgroups.group import Group
 from kernel_lab.kernel.errors import KernelError, UsageError
 
@@ -117,10 +116,7 @@ class Dashboard:
             if name in self.sliders:
                 axes.step(seconds, [sample.limits[name] for sample in samples], where="pre", color="gray", linestyle="--")
             axes.set(title=CURVES[name], xlabel="seconds", ylim=(0, None))
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-        font_manager._get_font.cache_clear()  # type: ignore[attr-defined]  # for each thread matplotlib keeps the fonts' files open, for good
-        return file.getvalue()
+        return png(figure)
 
     def __repr__(self) -> str:
         return f"Dashboard({', '.join(self.sliders)})"

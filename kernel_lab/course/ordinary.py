@@ -83,6 +83,11 @@ def readable(project: Path, user: Ordinary) -> Iterator[Path]:
         yield copy
 
 
+def inside(copy: Path, project: Path, path: Path) -> Path:
+    """The same path in a copy of the project, if it is one in the project."""
+    return copy / path.relative_to(project) if path.is_relative_to(project) else path
+
+
 def _link_or_copy(source: str, target: str) -> None:
     """A link where everybody may read the file already: an environment of Python's has thousands, of 600 MB."""
     mode = os.stat(source).st_mode

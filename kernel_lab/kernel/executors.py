@@ -1,11 +1,13 @@
 """Which executor runs the tables: the fastest that works on this machine, or the one that KERNEL_LAB_EXECUTOR names."""
 
 import os
+import select
 from collections.abc import Callable
 from functools import cache
 from typing import Protocol
 
 from kernel_lab.kernel.errors import KernelError, UsageError
+from kernel_lab.kernel.exits import exit_code
 from kernel_lab.kernel.memory import Image, Layout
 from kernel_lab.kernel.native import Child, Loop
 from kernel_lab.kernel.portable import Helper
@@ -33,13 +35,13 @@ def trial(name: str) -> tuple["Executor | None", str]:
         executor = _FASTEST_FIRST[name]()
         image = Image(Layout(_TRIAL), executor.shared)
         child = executor.start(image)
-        status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+        select.select([child.pidfd], [], [])
+        code = exit_code(child.pidfd)
         child.wait_execed()
         os.close(child.pidfd)
         image.close()
     except (KernelError, UsageError, OSError, RuntimeError) as error:
         return None, str(error)
-    code = status.si_status if status else None
     return (executor, "works") if code == 42 else (None, f"its trial ended with {code} instead of 42")
 
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from kernel_lab.kernel import creator, rules
@@ -42,17 +43,21 @@ class Helper:
         command = [sys.executable, "-I", "-S", _PROGRAM, *map(str, words)]
         keep = [image.file, creator.descriptor(), *(number for number in (*image.given, image.cgroup) if number > 2)]
         # Its own session would be the child's too until the table makes one: signals of a terminal must not reach either half-way.
-        helper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=keep)
+        helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=keep)
         try:
-            assert helper.stdout
-            with helper.stdout:
+            assert helper.stdin and helper.stdout
+            with helper.stdin, helper.stdout:
                 helper.stdout.read()  # ends when the helper has cloned
-            pid = ctypes.c_int64.from_address(image.buffer(PIDFD)).value
-            if pid < 0:
-                raise rules.clone_refused(-pid, image.layout.flags)
-            if pid == 0:
-                raise RuntimeError(f"the helper ended with {helper.wait()} before it had made a process")
-            return HelpedChild(image, pid, helper)
+                pid = ctypes.c_int64.from_address(image.buffer(PIDFD)).value
+                if pid < 0:
+                    raise rules.clone_refused(-pid, image.layout.flags)
+                if pid == 0:
+                    raise RuntimeError(f"the helper ended with {helper.wait()} before it had made a process")
+                child = HelpedChild(image, pid, helper)
+                # It waits for that: where somebody else reaps it (`exits`), its number would be nobody's as soon as it has ended.
+                with suppress(BrokenPipeError):  # both have been killed
+                    os.write(helper.stdin.fileno(), b"\n")
+                return child
         except BaseException:
             helper.kill()
             helper.wait()

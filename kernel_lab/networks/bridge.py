@@ -79,7 +79,7 @@ class Bridge:
         _watch(os.getpid(), self._ledger.directory)
         with Deferred(), self._ledger.locked():
             self._ensure()
-            self._ledger.add(Entry(key, ledger.me()))
+            self._ledger.add(Entry(key, Creator.this()))
             _opened[key] = self._ledger
             self._open.append(key)
         return self
@@ -125,7 +125,7 @@ class Bridge:
         if index_of(link_name(address)):
             # A predecessor's, whose namespace is still there and goes on answering for the address.
             ask(messages.remove(link_name(address)), tolerate=errno.ENODEV)
-        self._ledger.add(Entry(address, ledger.me(), pid))
+        self._ledger.add(Entry(address, Creator.this(), pid))
         return link, addresses.endpoint(subnet, address)
 
     def _ensure(self) -> tuple[int, IPv4Network]:
@@ -195,5 +195,5 @@ def _close_all() -> None:
     for key, record in list(_opened.items()):
         entry = record.entry(key)
         # After a fork the child has a copy of the list, and the bridges are still its parent's.
-        if entry and entry.creator == ledger.me():
+        if entry and entry.creator == Creator.this():
             _close(record, key)

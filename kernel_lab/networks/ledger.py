@@ -7,7 +7,6 @@ while they decide. Every container that starts comes by here: hence plain string
 
 import os
 from contextlib import AbstractContextManager, suppress
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,17 +33,7 @@ class Entry(NamedTuple):
         return f"{self.key},{self.creator.pid},{self.creator.start},{self.pid}"
 
     def alive(self) -> bool:
-        return self.creator == me() or self.creator.alive()
-
-
-def me() -> Creator:
-    """This process; its start is read from /proc once."""
-    return _creator(os.getpid())
-
-
-@cache
-def _creator(pid: int) -> Creator:
-    return Creator.of(pid)
+        return self.creator == Creator.this() or self.creator.alive()
 
 
 def root() -> Path:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from kernel_lab.networks import addresses, ledger, messages, nat
 from kernel_lab.networks.ledger import Ledger
 from kernel_lab.networks.netlink import ask, index_of
+from kernel_lab.state import Creator
 
 ALIAS = "kernel-lab"
 
@@ -46,7 +47,7 @@ def standing(record: Ledger) -> int:
 
 def alias() -> str:
     """What `ip link` shows beside a bridge: who made it, and where it is recorded."""
-    return f"{ALIAS} {ledger.me().stamp} {ledger.root()}"
+    return f"{ALIAS} {Creator.this().stamp} {ledger.root()}"
 
 
 def make(record: Ledger, choose: Callable[[], Settings]) -> Settings:

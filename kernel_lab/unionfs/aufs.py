@@ -19,8 +19,7 @@ from kernel_lab.namespaces.part import Plan, Starting
 from kernel_lab.state import Creator
 from kernel_lab.unionfs import aufs_kernel, layers
 from kernel_lab.unionfs.aufs_mounts import InKernel, InUserSpace
-from kernel_lab.unionfs.aufs_where import Where, where
-from kernel_lab.unionfs.branches import Branch, parse
+from kernel_lab.unionfs.branches import Branch, parse, walk
 from kernel_lab.unionfs.policies import POLICIES
 
 FUSE = "/dev/fuse"
@@ -129,9 +128,9 @@ class Aufs:
         """Makes the kernel look again: somebody has changed files in a branch, past the union."""
         self.change(*self.branches)
 
-    def where(self, path: str) -> Where:
-        """Which branch a file of the union comes from, what hides it or is hidden by it, and what happens when it is written."""
-        return where(self.branches, path)
+    def where(self, path: str) -> Branch | None:
+        """The branch whose file the union shows, of a merged directory the topmost; None where there is nothing."""
+        return next((place.branch for place in walk(self.branches, path)), None)
 
     def _branch(self, path: str) -> Branch:
         for branch in self.branches:

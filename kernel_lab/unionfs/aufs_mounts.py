@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from kernel_lab.kernel import mountinfo
+from kernel_lab import state
 from kernel_lab.kernel.calls import syscall
 from kernel_lab.kernel.errors import KernelError, UsageError
-from kernel_lab.kernel.flags import MNT, MS
+from kernel_lab.kernel.flags import MS
 from kernel_lab.unionfs import aufs_kernel
 from kernel_lab.unionfs.branches import Branch
 
@@ -52,7 +52,7 @@ class InKernel:
 
     def close(self) -> None:
         """Unmounts it, whoever uses it."""
-        unmount(self.path)
+        _unmount(self.path)
 
     def _mount(self, flags: int, data: str) -> None:
         syscall("mount", b"none", os.fsencode(self.path), b"aufs", flags, os.fsencode(data))
@@ -92,7 +92,7 @@ class InUserSpace:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        unmount(self.path)
+        _unmount(self.path)
 
     def _ask(self, branches: Sequence[Branch], **more: str) -> None:
         number = next(self.questions)
@@ -130,12 +130,8 @@ def _last_line(said: int) -> str:
     return lines[-1] if lines else ""
 
 
-def unmount(path: str) -> None:
-    """Takes a mount and the directory that it is on away, if they are still there, without waiting for those who use it."""
-    if any(mount.point == path for mount in mountinfo.mounts()):
-        if os.geteuid() == 0:
-            syscall("umount2", os.fsencode(path), MNT.DETACH | MNT.UMOUNT_NOFOLLOW)
-        else:
-            subprocess.run(["fusermount3", "-u", "-z", "--", path], check=True, capture_output=True)
+def _unmount(path: str) -> None:
+    """Takes the mount and the directory that it is on away."""
+    state.unmount(path)
     with suppress(FileNotFoundError):
         os.rmdir(path)

@@ -10,7 +10,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from kernel_lab import state
@@ -21,7 +20,9 @@ from kernel_lab.unionfs.changes import Changes, changes
 from kernel_lab.unionfs.whiteouts import Notation
 
 Owner = tuple[int, int]  # user and group
-VOLATILE = "work/incompat/volatile"  # what the kernel makes in the work directory for the option of that name
+INNER = "work"  # what the kernel makes in a work directory, and in it for the option volatile
+INCOMPATIBLE = f"{INNER}/incompat"
+VOLATILE = f"{INCOMPATIBLE}/volatile"
 
 _numbers = itertools.count(1)
 
@@ -109,7 +110,7 @@ def _lock(descriptor: int, upper: str) -> None:
 def _new_place() -> str:
     """A directory that carries this process's stamp: `cleanup` finds it by that."""
     # Nobody else may come in: a container's root can make programs there that run as somebody else (set-user-ID).
-    path = f"{home()}/{_stamp(os.getpid())}-{next(_numbers)}"
+    path = f"{home()}/{Creator.this().stamp}-{next(_numbers)}"
     try:
         os.mkdir(path, 0o700)
     except FileNotFoundError:
@@ -120,11 +121,6 @@ def _new_place() -> str:
         os.chmod(home(), 0o711)
         os.mkdir(path, 0o700)
     return path
-
-
-@cache
-def _stamp(pid: int) -> str:
-    return Creator.of(pid).stamp
 
 
 def _make(path: str, owner: Owner | None) -> None:
@@ -150,9 +146,11 @@ def _remove(place: str) -> None:
     try:
         # A container that has written nothing leaves these; for anything else it takes longer anyway.
         os.rmdir(f"{place}/upper")
-        os.unlink(f"{place}/work/{VOLATILE}/dirty")
-        for name in (f"work/{VOLATILE}", "work/work/incompat", "work/work", "work", ""):
-            os.rmdir(f"{place}/{name}")
+        work = f"{place}/work"
+        os.unlink(f"{work}/{VOLATILE}/dirty")
+        for name in (VOLATILE, INCOMPATIBLE, INNER, ""):
+            os.rmdir(f"{work}/{name}")
+        os.rmdir(place)
     except OSError:
         state.discard(Path(place))
 
@@ -169,5 +167,5 @@ def _remove_work(work: str) -> None:
 def _open_up(work: str) -> None:
     # The kernel gives its own directories no permissions at all, which stops an ordinary user, to whom they belong.
     with suppress(FileNotFoundError):
-        for name in ("work", "work/incompat", VOLATILE):
+        for name in (INNER, INCOMPATIBLE, VOLATILE):
             os.chmod(f"{work}/{name}", 0o700)

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from here import users
+from strangers import NOBODY, nobodys_python
 from waiting import soon
 
 from kernel_lab import PID, Container, KernelError, Mount, UsageError, cleanup, rootfs
@@ -502,7 +504,6 @@ def test_it_ends_with_its_creator(ground: Ground) -> None:
     assert soon(lambda: not mounted(path) and not os.path.exists(path))
 
 
-@pytest.mark.needs("root")
 def test_what_a_killed_creator_and_its_process_leave_is_cleaned_up(ground: Ground) -> None:
     creator = subprocess.Popen([sys.executable, "-c", CREATOR, str(ground.upper), str(ground.base)], stdout=subprocess.PIPE, text=True)
     with creator:
@@ -515,6 +516,41 @@ def test_what_a_killed_creator_and_its_process_leave_is_cleaned_up(ground: Groun
     assert soon(lambda: _answer(path) == errno.ENOTCONN)
     cleanup.remove(leftover for leftover in cleanup.leftovers() if path in leftover.name)
     assert not mounted(path) and not os.path.exists(path)
+
+
+ORPHAN = """
+import os, signal, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+from kernel_lab import cleanup
+from kernel_lab.kernel import mountinfo
+creator = subprocess.Popen([sys.executable, "-c", sys.argv[1], *sys.argv[2:]], stdout=subprocess.PIPE, text=True)
+path = creator.stdout.readline().strip()
+creator.send_signal(signal.SIGSTOP)
+for pid in filter(str.isdecimal, os.listdir("/proc")):
+    if os.path.exists(f"/proc/{pid}/comm") and open(f"/proc/{pid}/comm").read() == "klab-aufs\\n" and os.stat(f"/proc/{pid}").st_uid == os.getuid():
+        os.kill(int(pid), signal.SIGKILL)
+creator.kill()
+creator.wait()
+found = [one.kind for one in cleanup.leftovers() if path in one.name]
+with ThreadPoolExecutor(4) as threads:
+    list(threads.map(lambda number: cleanup.remove(cleanup.leftovers()), range(4)))
+print(found[0], any(mount.point == path for mount in mountinfo.mounts()), os.path.exists(path))
+"""
+
+
+@pytest.mark.needs("root", "setpriv", "unshare", "module:pyfuse3")
+def test_an_ordinary_users_cleanup_unmounts_what_is_left(tmp_path: Path) -> None:
+    # In a mount namespace with a /dev/fuse that everybody may open, as most machines have it.
+    node = "mknod $0/fuse c 10 229; chmod 666 $0/fuse; mount --bind $0/fuse /dev/fuse"
+    with tempfile.TemporaryDirectory(prefix="klab-tests-", dir="/var/tmp") as folder, nobodys_python() as python:
+        for name in ("", "a", "b"):
+            os.makedirs(f"{folder}/{name}", exist_ok=True)
+            os.chown(f"{folder}/{name}", NOBODY, NOBODY)
+        own = {"HOME": folder, "KERNEL_LAB_RUN": f"{folder}/run", "KERNEL_LAB_DATA": f"{folder}/data"}
+        nobody = f'exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"'
+        command = ["unshare", "--mount", "sh", "-ec", f"{node}; {nobody}", folder, python, "-c", ORPHAN, CREATOR, f"{folder}/a", f"{folder}/b"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ | own, cwd="/")
+    assert done.stdout == "mount False False\n", done.stderr
 
 
 def test_it_is_unmounted_by_somebody_else(ground: Ground) -> None:

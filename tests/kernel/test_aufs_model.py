@@ -332,6 +332,7 @@ class Trees(RuleBasedStateMachine):
         os.umask(self.umask)
 
 
+@pytest.mark.slow
 def test_unions_behave_like_a_directory() -> None:
     run_state_machine_as_test(Trees, settings=settings(max_examples=6, stateful_step_count=25))
 

@@ -22,7 +22,7 @@ from kernel_lab.benchmarks.hybrid import without_v2
 from kernel_lab.benchmarks.peers import Crun, Runc
 from kernel_lab.benchmarks.start import CONTESTANTS, bench_start, measure
 
-pytestmark = pytest.mark.needs("userns", "cc")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("userns", "cc")]
 
 NEW = ("user", "uts", "mnt", "ipc", "pid", "net")
 # What a container says of itself, a line each.

@@ -345,6 +345,7 @@ CRASHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", ["cleanup", "next user"])
 @pytest.mark.parametrize("left", CRASHES)
 def test_a_crash_at_any_step_is_repaired(left: str, repair: str) -> None:

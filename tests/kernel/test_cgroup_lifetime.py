@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from groups import handed_on, wants
 from here import gone
+from strangers import nobodys_python
 from waiting import soon
 
 from kernel_lab import PID, UTS, Container, KernelError
@@ -228,14 +229,10 @@ def as_nobody(code: str, directory: str, place: Path) -> "subprocess.CompletedPr
             parent.chmod(parent.stat().st_mode | 0o1)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KERNEL_LAB", "XDG"))}
     script = 'echo $$ > "$0/cgroup.procs" && exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"'
-    return subprocess.run(
-        ["sh", "-c", script, directory, sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=inherited | {"HOME": str(place), "KERNEL_LAB_RUN": f"{place}/run", "KERNEL_LAB_DATA": f"{place}/data", "PYTHONDONTWRITEBYTECODE": "1"},
-        cwd="/",
-    )
+    own = {"HOME": str(place), "KERNEL_LAB_RUN": f"{place}/run", "KERNEL_LAB_DATA": f"{place}/data", "PYTHONDONTWRITEBYTECODE": "1"}
+    with nobodys_python() as python:
+        command = ["sh", "-c", script, directory, python, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=inherited | own, cwd="/")
 
 
 @pytest.mark.needs("userns", "setpriv")

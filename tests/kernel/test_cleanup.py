@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from boxes import KINDS, Life, box, cleared, end, go, marked
-from waiting import soon
+from waiting import at_once, soon
 
 from kernel_lab import cleanup, records, state
 from kernel_lab.kernel import procfs
@@ -185,20 +184,7 @@ def test_many_cleanups_at_once_do_not_stumble_over_one_another(dead: Creator) ->
         (half / "a/b/c").mkdir(parents=True)
         (state.folder("logs") / f"{number}.{dead.stamp}.log").write_text("")
         records.save(Record(f"{number:012x}", f"box{number}", dead.pid, dead.start, dead, ("sleep",), 0.0))
-    errors: list[BaseException] = []
-
-    def clean() -> None:
-        try:
-            cleanup.of_dead_creators()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=clean) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    assert at_once(cleanup.of_dead_creators, 4) == []
     cleanup.of_dead_creators()
     assert cleanup.leftovers() == []
 

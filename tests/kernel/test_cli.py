@@ -36,22 +36,26 @@ def test_run_prints_and_ends_as_the_command_does() -> None:
     assert klab("run", "busybox", "sh", "-c", "kill -KILL $$").returncode in (0, 137)  # process 1 does not hear itself
 
 
+@pytest.mark.slow
 def test_run_has_namespaces_of_its_own() -> None:
     shown = klab("run", "-h", "inside", "busybox", "sh", "-c", "hostname; echo $$; ls /proc | grep -c '^[0-9]'").stdout.split()
     assert shown == ["inside", "1", "3"]
 
 
+@pytest.mark.slow
 def test_run_reads_only_when_told_to() -> None:
     assert klab("run", "-i", "busybox", "cat", input="text").stdout == "text"
     assert klab("run", "busybox", "cat", input="text").stdout == ""
 
 
+@pytest.mark.slow
 def test_a_directory_and_the_hosts_root(tmp_path: Path) -> None:
     assert klab("run", "host", "cat", "/proc/self/comm").stdout == "cat\n"
     done = klab("run", str(tmp_path / "missing"), "true")
     assert done.returncode == 125 and str(tmp_path / "missing") in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_options_reach_the_command(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("bound\n")
     options = ["-e", "A=b", "-w", "/tmp", "-v", f"{tmp_path}:/mnt:ro", "--tmpfs", "/srv", "--read-only", "--ulimit", "nofile=33"]
@@ -59,6 +63,7 @@ def test_options_reach_the_command(tmp_path: Path) -> None:
     assert shown.stdout.split() == ["b", "/tmp", "bound", "33", "locked"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
@@ -85,6 +90,7 @@ def test_mistakes_are_one_line_and_a_code(words: list[str], code: int, text: str
     assert klab("ps", "-q").stdout == ""
 
 
+@pytest.mark.slow
 def test_the_life_of_one_in_the_background(web: str) -> None:
     assert klab("ps", "-q").stdout.strip() == web
     row = json.loads(klab("ps", "--json").stdout)[0]
@@ -105,22 +111,26 @@ def test_the_life_of_one_in_the_background(web: str) -> None:
     assert "web" not in klab("ps", "-a").stdout
 
 
+@pytest.mark.slow
 def test_kill_sends_a_signal(web: str) -> None:
     assert klab("kill", "-s", "TERM", "web").stdout == "web\n"
     assert klab("wait", "web").stdout == "3\n"
 
 
+@pytest.mark.slow
 def test_one_that_is_not_kept_goes_by_itself() -> None:
     identifier = klab("run", "-d", "--rm", "busybox", "true").stdout.strip()
     assert len(identifier) == 12
     assert soon(lambda: identifier not in klab("ps", "-a").stdout)
 
 
+@pytest.mark.slow
 def test_a_background_command_that_cannot_run_says_so_at_once() -> None:
     done = klab("run", "-d", "busybox", "no-such-command")
     assert done.returncode == 127 and "not found" in done.stderr and done.stdout == ""
 
 
+@pytest.mark.slow
 def test_program_prints_the_table_and_makes_nothing() -> None:
     before = Path("/proc/self/mountinfo").read_bytes()
     shown = klab("program", "busybox", "echo", "hi").stdout
@@ -137,6 +147,7 @@ def test_doctor_names_state_and_remedy() -> None:
     assert klab("doctor").returncode == (1 if any(row["state"] == "lacking" for row in rows) else 0)
 
 
+@pytest.mark.slow
 def test_doctor_sees_what_is_missing(tmp_path: Path) -> None:
     for name in ("unshare",):
         os.symlink(f"/usr/bin/{name}", tmp_path / name)
@@ -150,6 +161,7 @@ def test_cleanup_of_nothing_and_help() -> None:
     assert "run" in klab("--help").stdout and klab("version").stdout.startswith("kernel_lab ")
 
 
+@pytest.mark.slow
 def test_signals_go_to_the_command() -> None:
     words = ["run", "busybox", "sh", "-c", "trap 'echo got; exit 6' INT; echo ready; while :; do sleep 0.05; done"]
     with subprocess.Popen([*KLAB, *words], stdout=subprocess.PIPE, text=True) as process:

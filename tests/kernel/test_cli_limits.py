@@ -14,7 +14,7 @@ from kernel_lab import rootfs
 from kernel_lab.cgroups.group import Group
 
 IS_ROOT = os.geteuid() == 0
-pytestmark = pytest.mark.needs("userns", "busybox")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("userns", "busybox")]
 
 
 def klab(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -37,6 +37,15 @@ def test_each_option_is_a_limit_of_the_container() -> None:
         paths = Group.of(pid_of(name)).paths()
     assert (stats.memory_limit, stats.pids_limit) == (64 << 20, 20)
     assert {"memory", "cpu", "cpuset", "pids"} <= paths.keys()
+
+
+@pytest.mark.needs("root")
+def test_a_device_that_is_allowed_is_one_more_than_the_usual_ones() -> None:
+    usual = "for name in null zero; do : < /dev/$name && echo $name; done"
+    others = "mknod /tmp/fuse c 10 229; mknod /tmp/kvm c 10 232; for name in fuse kvm; do (: < /tmp/$name) 2>&1; done"
+    done = klab("run", "--layers", "--device-cgroup-rule", "c 10:229 r", "busybox", "sh", "-c", f"{usual}; {others}")
+    assert done.stdout.splitlines()[:2] == ["null", "zero"] and "fuse" not in done.stdout
+    assert "can't open /tmp/kvm: Operation not permitted" in done.stdout
 
 
 @pytest.mark.needs("root")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from here import busybox, users
+from waiting import at_once
 
 from kernel_lab import PID, UTS, Container, Mount, Time, User
 from kernel_lab.kernel.calls import dumpable
@@ -52,23 +53,7 @@ print(box.run("echo child").stdout, end="", flush=True)
 
 def test_two_threads_that_kill_at_once() -> None:
     for _ in range(5):
-        box = Container(*users(), PID()).start("sleep 1000")
-        errors: list[BaseException] = []
-        barrier = threading.Barrier(2)
-
-        def kill(box: Container = box, barrier: threading.Barrier = barrier, errors: list[BaseException] = errors) -> None:
-            barrier.wait()
-            try:
-                box.kill()
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [threading.Thread(target=kill) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not errors
+        assert at_once(Container(*users(), PID()).start("sleep 1000").kill, 2) == []
 
 
 def _many(starts: list[Callable[[], int]]) -> list[object]:
@@ -132,7 +117,6 @@ class Refused(Part):
     def rows(self, plan):
         yield call("chdir", "/no/such")
 users = [{PARTS}]
-Container(*users, PID()).run("true")
 """
 
 
@@ -152,11 +136,14 @@ for parts in ([PID(init=True)], [UTS("a")]):
     box = Container(*users, *parts)
     tell(lambda: box.run("sh -c 'exit 7'").code)
     tell(lambda: box.run("sh -c 'kill -9 $$'").code)
+    tell(lambda: box.run("/no/such").code)
     with box.start("sleep 1000"):
         box.signal(signal.SIGTERM)
         tell(box.wait)
+    with box.start("true"):
+        tell(box.wait)
 """)
-    assert knows(shown, *(7, 137, 143) * 2), shown
+    assert knows(shown, *(7, 137, 127, 143, 0) * 2), shown
 
 
 @pytest.mark.parametrize("how", DEAF)
@@ -174,6 +161,7 @@ with Container(*users, PID()).start("sleep 1000") as box:
 def test_a_code_that_nobody_remembers_is_not_made_up() -> None:
     shown = python(f"""
 {_DEAF}
+Container(*users, PID()).run("true")
 exits.PIDFD_GET_INFO = 0  # as before Linux 6.15
 {DEAF["ignores SIGCHLD"]}
 box = Container(*users, PID())

@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from kernel_lab.benchmarks.contestant import Absent
 from kernel_lab.kernel import pagecache
 from kernel_lab.unionfs.aufs import lacking
 
-pytestmark = pytest.mark.needs("userns", "busybox")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("userns", "busybox")]
 COUNT = 3
 WITHOUT_AUFS = pytest.mark.skipif(lacking() is not None, reason=f"AUFS cannot be mounted: {(lacking() or [None])[0]}")
 
@@ -29,6 +30,11 @@ def in_megabytes(amount: int) -> int:
     return round(amount / fleet.MEGABYTE)
 
 
+def about(megabytes: float) -> Any:
+    """The kernel may take a few pages back at any time, even on an idle machine (DAMON)."""
+    return pytest.approx(megabytes, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("way", "disk", "cache"),
     [
@@ -41,7 +47,7 @@ def test_a_fleet_takes_what_is_its_own(base: Path, way: str, disk: int, cache: i
     cost = fleet.cost(fleet.WAYS[way], base, COUNT)
     programs = in_megabytes(fleet.occupied(base) - fleet.SIZE) * COUNT if disk else 0
     assert abs(in_megabytes(cost.disk) - disk - programs) <= COUNT
-    assert in_megabytes(cost.cache) == cache
+    assert in_megabytes(cost.cache) == about(cache)
     assert cost.seconds > 0
 
 
@@ -59,7 +65,7 @@ def test_pages_that_several_files_have_in_common_count_once(base: Path) -> None:
     one, other = base / "one", base / "other"
     one.write_bytes(os.urandom(1 << 20))
     os.link(one, other)
-    assert fleet.cached([base / fleet.DATA, one, other]) == 1 << 20
+    assert fleet.cached([base / fleet.DATA, one, other]) == about(1 << 20)
     assert pagecache.resident(one) == 0
 
 
@@ -92,7 +98,7 @@ def sharing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def test_copies_that_share_blocks_take_memory_and_no_room(sharing: None) -> None:
     with fleet.base() as base:
         cost = fleet.cost(fleet.reflink, base, COUNT)
-        assert (in_megabytes(cost.disk), in_megabytes(cost.cache)) == (0, COUNT * 16)
+        assert in_megabytes(cost.disk) == 0 and in_megabytes(cost.cache) == about(COUNT * 16)
         assert in_megabytes(fleet.cost(fleet.copy, base, COUNT).disk) >= COUNT * 16
 
 
@@ -104,7 +110,7 @@ def test_a_report_has_a_row_for_each_way_and_a_picture() -> None:
         assert (row.median_ms is None) == (not row.facts), row
         assert row.note
     assert rows["overlay"].times_floor == 1.0
-    assert rows["overlay"].facts["cache_mb"] == 16 and rows["full copy"].facts["cache_mb"] == 32
+    assert rows["overlay"].facts["cache_mb"] == about(16) and rows["full copy"].facts["cache_mb"] == about(32)
     assert fleet.picture(report).startswith(b"\x89PNG")
 
 

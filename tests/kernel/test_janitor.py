@@ -15,7 +15,7 @@ from waiting import soon
 from kernel_lab import janitor
 from kernel_lab.kernel import procfs
 
-pytestmark = pytest.mark.needs("userns", "unshare", "setsid")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("userns", "unshare", "setsid")]
 
 # It does what it reads, line by line, and says so; at the end of its input it ends as a program ends.
 SCRIPT = """

@@ -23,6 +23,8 @@ from kernel_lab import PID, Container, KernelError, Mount
 from kernel_lab.foreground import attached
 from kernel_lab.process import Streams
 
+pytestmark = pytest.mark.slow
+
 KLAB = [sys.executable, "-m", "kernel_lab.cli"]
 SIZE = (33, 77)
 
@@ -242,6 +244,17 @@ def test_more_is_typed_than_is_read(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         person.until("on-42")
         assert person.end() == 3
+
+
+def test_keys_arrive_though_nobody_looks(tmp_path: Path) -> None:
+    # In blocks, so that the last one that fits does so in part.
+    blocks = "for block in 1 2 3 4 5 6 7 8; do head -c 3000 /dev/zero; sleep 0.05; done"
+    script = f"trap 'touch /mnt/stopped; exit 4' INT; {blocks}; touch /mnt/full; yes"
+    with Person("run", "-it", "-v", f"{tmp_path}:/mnt", "busybox", "sh", "-c", script) as person:
+        assert soon((tmp_path / "full").exists)
+        person.type("\x03")
+        assert soon((tmp_path / "stopped").exists)
+        assert person.end() == 4
 
 
 def test_one_that_lets_go_of_its_terminal_may_take_it_again() -> None:

@@ -294,6 +294,7 @@ def tables(draw: st.DrawFn) -> list[Row]:
     return [*(row(10_000 + i) for i in range(size)), Row(20_000)]
 
 
+@pytest.mark.slow
 @both
 @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(rows=tables(), answers=st.lists(ANSWERS, max_size=12), cells=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=8, max_size=8))

@@ -132,7 +132,7 @@ def test_an_address_that_a_living_container_has_is_refused_and_a_dead_ones_is_no
     record = Ledger(NAME)
     with ledger.locked():
         record.begin("10.213.0.0/24 with nat")
-        record.add(Entry("10.213.0.7", ledger.me(), 1))
+        record.add(Entry("10.213.0.7", Creator.this(), 1))
         record.add(Entry("10.213.0.8", DEAD, 1))
     with pytest.raises(UsageError, match=r"10\.213\.0\.7 is taken"):
         addresses.check_free("10.213.0.7", record)
@@ -145,14 +145,14 @@ def test_addresses_go_round_and_skip_the_living() -> None:
     addresses.begin(record)
     with ledger.locked():
         record.begin(f"{small} with nat")
-        record.add(Entry("10.213.9.3", ledger.me(), 1))
+        record.add(Entry("10.213.9.3", Creator.this(), 1))
         record.add(Entry("10.213.9.4", DEAD, 1))
         given = [addresses.choose(small, record) for _ in range(5)]
         assert given == [f"10.213.9.{last}" for last in (2, 4, 5, 6, 2)]
         addresses.begin(record)
         assert addresses.choose(small, record) == "10.213.9.2"
         for last in (2, 4, 5, 6):
-            record.add(Entry(f"10.213.9.{last}", ledger.me(), 1))
+            record.add(Entry(f"10.213.9.{last}", Creator.this(), 1))
         with pytest.raises(UsageError, match=r"every address of 10\.213\.9\.0/29 is taken"):
             addresses.choose(small, record)
 
@@ -185,7 +185,7 @@ def test_a_record_is_in_use_while_a_user_lives() -> None:
         assert record.whole()
         record.add(Entry("open.1", DEAD))
         assert not record.in_use()
-        record.add(Entry("10.213.0.2", ledger.me(), 77))
+        record.add(Entry("10.213.0.2", Creator.this(), 77))
         assert record.in_use()
     assert Bridge(NAME, nat=False).containers() == {"10.213.0.2": 77}
     assert Bridge(NAME, nat=False).address_of(77) == "10.213.0.2"
@@ -201,7 +201,7 @@ def test_a_bridge_in_use_is_not_made_anew_with_other_settings() -> None:
     with ledger.locked():
         record.begin("10.77.0.0/24 without nat")
         record.complete()
-        record.add(Entry("open.1", ledger.me()))
+        record.add(Entry("open.1", Creator.this()))
     assert str(Bridge(NAME, nat=False).subnet) == "10.77.0.0/24"
     assert Bridge(NAME, "10.77.0.0/24").address == "10.77.0.1"
     for other in ({"subnet": "10.78.0.0/24"}, {"nat": True}):

@@ -52,6 +52,7 @@ def expected(before: Shown, after: Shown) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @given(top=layers, middle=layers, base=layers)
 @settings(max_examples=200)
 @pytest.mark.parametrize("notation", [OVERLAY, AUFS])

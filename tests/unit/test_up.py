@@ -45,6 +45,7 @@ def status(address: str) -> int:
         return error.code
 
 
+@pytest.mark.slow
 def test_the_printed_address_is_open_with_its_token_alone(tmp_path: Path) -> None:
     with started(tmp_path) as server:
         assert server.stdout

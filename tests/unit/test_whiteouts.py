@@ -108,6 +108,7 @@ def test_an_attribute_makes_a_whiteout_where_the_directory_says_so(made: Made) -
     assert os.listxattr(path) == []
 
 
+@pytest.mark.slow
 @given(layer=layers)
 def test_there_and_back_is_the_same_layer(layer: Directory, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("trees")
