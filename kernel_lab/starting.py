@@ -86,13 +86,7 @@ def _changes_ids(plan: Plan, command: Command) -> bool:
     """Whether a child's ids become others than its creator's: then the kernel closes the memory that both share (commit_creds, prctl(2))."""
     user = plan.part(User)
     others = (row for part in plan.parts if part is not user for row in part.rows(plan))
-    return command.user is not None or (user is not None and _is_another(user)) or any(map(_changes, others))
-
-
-def _is_another(user: User) -> bool:
-    """Whether root inside is somebody else outside than the creator."""
-    maps = ((user.uids, os.geteuid()), (user.gids, os.getegid()))
-    return any(inside == 0 and outside != own for ranges, own in maps for inside, outside, _ in ranges)
+    return command.user is not None or (user is not None and user.is_another) or any(map(_changes, others))
 
 
 def _changes(row: Row) -> bool:

@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from kernel_lab.kernel import mountinfo, procfs
 from kernel_lab.kernel.calls import syscall
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.flags import MNT
+
+UNMOUNT_TRIES = 20
 
 
 class Creator(NamedTuple):
@@ -171,19 +174,25 @@ def discard(path: Path) -> None:
 
 def unmount(point: str) -> None:
     """Takes a mount of the kit's away, if it is still there, without waiting for those who use it."""
-    if all(mount.point != point for mount in mountinfo.mounts()):
-        return
-    try:
-        if os.geteuid() == 0:
-            # Without following a link that has taken its place.
-            syscall("umount2", os.fsencode(point), MNT.DETACH | MNT.UMOUNT_NOFOLLOW)
-        else:
-            # What an ordinary user has mounted for all to see is a file system in user space (fusermount3(1)).
-            subprocess.run(["fusermount3", "-u", "-z", "--", point], check=True, capture_output=True)
-    except (KernelError, subprocess.CalledProcessError):
-        # Another cleanup, at the end of another creator, may have been faster.
-        if any(mount.point == point for mount in mountinfo.mounts()):
-            raise
+    for tries_left in reversed(range(UNMOUNT_TRIES)):
+        if all(mount.point != point for mount in mountinfo.mounts()):
+            return
+        try:
+            return _unmount(point)
+        except (KernelError, subprocess.CalledProcessError):
+            # Another cleanup, at the end of another creator, may be at it: two fusermount3 of one mount are in each other's way.
+            if not tries_left:
+                raise
+            time.sleep(0.05)
+
+
+def _unmount(point: str) -> None:
+    if os.geteuid() == 0:
+        # Without following a link that has taken its place.
+        syscall("umount2", os.fsencode(point), MNT.DETACH | MNT.UMOUNT_NOFOLLOW)
+    else:
+        # What an ordinary user has mounted for all to see is a file system in user space (fusermount3(1)).
+        subprocess.run(["fusermount3", "-u", "-z", "--", point], check=True, capture_output=True)
 
 
 def _as_their_root() -> list[str]:

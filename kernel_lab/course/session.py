@@ -53,7 +53,7 @@ def audit(patience: float = PATIENCE) -> None:
         leaks = before.leaks(patience, but=("record",))
     if leaks:
         raise AssertionError(f"lab {number} left something behind (klab cleanup finds it):\n{leaks}")
-    print("Nothing is left: no namespace, process, mount, link, rule, open descriptor or record.")
+    print("Nothing is left: no namespace, process, control group, mount, link, rule, open descriptor or record.")
 
 
 def user() -> tuple[Part, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kernel_lab.kernel import rules
 from kernel_lab.kernel.errors import UsageError
-from kernel_lab.kernel.flags import AT_FD, CLONE, O
+from kernel_lab.kernel.flags import AT_FD, CLONE, PR, O
 from kernel_lab.kernel.program import Handle, Row, call
 from kernel_lab.namespaces.part import Part, Plan, Waiting
 
@@ -62,6 +62,15 @@ class User(Part):
             yield call("setresgid", 0, 0, 0, why="be group root inside")
         if _maps(self.uids, 0):
             yield call("setresuid", 0, 0, 0, why="be root inside")
+        if self.is_another and os.geteuid():
+            # Other ids close a process (commit_creds), and then no ordinary user may open its namespaces, not even their owner.
+            yield call("prctl", PR.SET_DUMPABLE, 1, why="its creator still has to look at it")
+
+    @property
+    def is_another(self) -> bool:
+        """Whether root inside is somebody else outside than the creator."""
+        maps = ((self.uids, os.geteuid()), (self.gids, os.getegid()))
+        return any(inside == 0 and outside != own for ranges, own in maps for inside, outside, _ in ranges)
 
     def place(self, child: Waiting) -> AbstractContextManager[object]:
         if not self.waits:

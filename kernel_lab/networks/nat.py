@@ -87,8 +87,16 @@ def restore() -> None:
 
 
 def tables() -> list[str]:
-    """The kit's tables that are in the kernel. Whoever may not change forwarding has made none."""
-    return _tables() if _installed() and os.access(FORWARD, os.W_OK) else []
+    """The kit's tables that are in the kernel. Whoever may not change forwarding, or not even look, has made none."""
+    if not (_installed() and os.access(FORWARD, os.W_OK)):
+        return []
+    try:
+        return _tables()
+    except KernelError as error:
+        # Root of a user namespace, in a network namespace that is somebody else's.
+        if error.errno != errno.EPERM:
+            raise
+        return []
 
 
 def _tables() -> list[str]:
@@ -114,5 +122,6 @@ def _nft(commands: str, what: str) -> str:
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"nft ended with {done.returncode}"]
         look = "The kernel needs nf_tables and nft_masq (modprobe nft_masq), and the caller CAP_NET_ADMIN."
-        raise KernelError(errno.EOPNOTSUPP, f"nft: {what}", rule=said[0] + ".", look=look)
+        number = errno.EPERM if os.strerror(errno.EPERM) in done.stderr else errno.EOPNOTSUPP
+        raise KernelError(number, f"nft: {what}", rule=said[0] + ".", look=look)
     return done.stdout

@@ -424,6 +424,11 @@ print(nat.tables(), nat.FORWARD.read_text().strip(), leftovers())
     assert _in_a_network_of_its_own(script).splitlines() == [f"nft table klab-{NAME}", "[] 0 []"]
 
 
+def test_root_of_a_user_namespace_sees_no_tables_of_the_hosts() -> None:
+    look = "from kernel_lab.networks import nat; print(nat.tables())"
+    assert subprocess.run(["unshare", "--user", "--map-root-user", sys.executable, "-c", look], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_forwarding_that_a_crash_has_left_on_is_found() -> None:
     script = """
 import subprocess

@@ -57,6 +57,13 @@ def test_subordinate_ids_by_newuidmap() -> None:
 
 
 @pytest.mark.needs("user", "newuidmap")
+def test_root_inside_is_one_of_the_subordinate_ids() -> None:
+    ids = User.subordinate().uids[1]
+    with Container(User([(0, *ids[1:])])).start("sleep 1000") as box:  # no PID namespace: its creator has to open the others
+        assert os.stat(f"/proc/{box.pid}").st_uid == ids[1]
+
+
+@pytest.mark.needs("user", "newuidmap")
 def test_ids_that_were_not_granted_are_refused_before_the_command() -> None:
     with pytest.raises(UsageError, match="subuid"):
         Container(User([(0, 0, 1)])).run("true")

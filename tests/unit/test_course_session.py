@@ -44,7 +44,7 @@ def test_a_lab_says_what_it_has_and_audits_itself(uid: int, how: str, monkeypatc
     audit()
     assert capsys.readouterr().out.splitlines() == [
         f"Lab 02: what it needs is here. Containers start {how}.",
-        "Nothing is left: no namespace, process, mount, link, rule, open descriptor or record.",
+        "Nothing is left: no namespace, process, control group, mount, link, rule, open descriptor or record.",
     ]
 
 

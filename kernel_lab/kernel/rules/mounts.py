@@ -192,6 +192,13 @@ INVALID: list[Rule] = [
         "Bind with MS_REC (open_tree: AT_RECURSIVE).",
         lambda row, context: row.call == "open_tree" or mode(MS.BIND)(row, context),
     ),
+    says(
+        "mount",
+        EINVAL,
+        "overlay wants upperdir and workdir together, on one mount and neither inside the other, or else two lower layers (overlayfs.rst).",
+        "See the end of dmesg.",
+        lambda row, context: fresh(row) == "overlay",
+    ),
     says("mount", EINVAL, "the file system does not know one of its options, or found no valid image of itself (mount(2)).", "See the end of dmesg."),
     says(
         "umount2",
