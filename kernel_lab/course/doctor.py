@@ -13,6 +13,7 @@ from kernel_lab.cgroups import delegation
 from kernel_lab.cgroups.hierarchies import hierarchies
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.executors import available, trial
+from kernel_lab.machines.qemu import EMULATORS
 from kernel_lab.namespaces.pid import PID
 from kernel_lab.namespaces.user import User
 from kernel_lab.plan import Plan
@@ -21,6 +22,7 @@ from kernel_lab.unionfs import aufs_kernel
 from kernel_lab.unionfs.aufs import lacking
 
 OK, LACKING, OPTIONAL = "ok", "lacking", "optional"
+KVM = "/dev/kvm"
 OLDEST = (5, 12)  # mount_setattr(2)
 KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 # command, package, what needs it, whether a lab cannot do without
@@ -126,12 +128,19 @@ def _unions() -> Iterator[Finding]:
     yield Finding("AUFS", OPTIONAL if lacks else OK, detail, "lab 09", mend)
 
 
-def _kvm() -> Iterator[Finding]:
+def _machines() -> Iterator[Finding]:
     try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))  # a node can stand there with nothing behind it
-        yield Finding("/dev/kvm", OK, "opens", "virtual machines")
+        os.close(os.open(KVM, os.O_RDWR | os.O_CLOEXEC))  # a node can stand there with nothing behind it
+        yield Finding(KVM, OK, "opens", "lab 01: a machine in a page of Python")
+    except PermissionError as error:
+        yield Finding(KVM, OPTIONAL, error.strerror or "", "lab 01", "usermod --append --groups kvm USER, and a new login")
     except OSError as error:
-        yield Finding("/dev/kvm", OPTIONAL, error.strerror or "", "virtual machines", "enable virtualisation, perhaps nested, and modprobe kvm")
+        yield Finding(KVM, OPTIONAL, error.strerror or "", "lab 01", "enable virtualisation, perhaps nested, and modprobe kvm")
+    emulator = EMULATORS.get(platform.machine())
+    if emulator:
+        path = shutil.which(emulator.program)
+        mend = "" if path else f"apt-get install {emulator.package}"
+        yield Finding("QEMU", OK if path else OPTIONAL, "installed" if path else "not on the PATH", "labs 01 and 17, ./lab vm", mend)
 
 
 LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -144,7 +153,7 @@ LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _unions,
     _commands,
     _usermode,
-    _kvm,
+    _machines,
 )
 
 

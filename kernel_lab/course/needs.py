@@ -11,6 +11,8 @@ PACKAGES = {
     "nft": "nftables",
     "nsenter": "util-linux",
     "pasta": "passt",
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
     "unshare": "util-linux",
 }
 
