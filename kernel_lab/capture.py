@@ -31,15 +31,15 @@ class Result:
         return f"Result(code={self.code}, stdout={self.stdout!r}, stderr={self.stderr!r})"
 
 
-def captured(start: Callable[[Streams], Process], input: str | bytes | None, timeout: float | None, check: bool) -> Result:
-    """Starts a process on pipes, and waits for its end and for all that it writes."""
+def captured(start: Callable[[Streams, float | None], Process], input: str | bytes | None, timeout: float | None, check: bool) -> Result:
+    """Starts a process on pipes, and waits for its end and for all that it writes. `start` is told, too, when its time is over."""
     deadline = None if timeout is None else time.monotonic() + timeout
     pipes: Pipes | None = None
     process: Process | None = None
     with Deferred() as interrupts:
         try:
             pipes = Pipes(input.encode() if isinstance(input, str) else input)
-            process = start(Streams(pipes.stdin, pipes.stdout, pipes.stderr))
+            process = start(Streams(pipes.stdin, pipes.stdout, pipes.stderr), deadline)
             interrupts.allow()
             process.settle()
             out, err = pipes.communicate(process, deadline)

@@ -73,8 +73,8 @@ def settled(
 
     `roots`: the directories that its root is made of, the topmost first; none: it is the host's own.
     """
-    if cwd is not None and (not isinstance(cwd, str) or not cwd or "\0" in cwd):
-        raise UsageError(f"cwd={cwd!r}: a working directory is a path")
+    if cwd is not None and (not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd):
+        raise UsageError(f"cwd={cwd!r}: a working directory is an absolute path")
     return Command(words(argv), environment(roots, env), cwd, identity(user, roots), limits(rlimits), terminal, hosts=not roots)
 
 

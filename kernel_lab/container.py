@@ -104,7 +104,7 @@ class Container:
         """
         plain = env is None and cwd is None and user is None and rlimits is None
         table = self._plain_table(argv) if plain else self.table(self.command(argv, env, cwd, user, rlimits))
-        return captured(lambda streams: First(table, streams), input, timeout, check)
+        return captured(lambda streams, deadline: First(table, streams, deadline=deadline), input, timeout, check)
 
     def _plain_table(self, argv: tuple[str, ...]) -> Table:
         """The table of a command without settings, found by its words alone."""
@@ -133,7 +133,7 @@ class Container:
         """Runs a command in the started container; otherwise as `run`."""
         first = self.first
         command = self.command(argv, env, cwd, user, rlimits)
-        return captured(lambda streams: Joined(first, command, streams), input, timeout, check)
+        return captured(lambda streams, _: Joined(first, command, streams), input, timeout, check)
 
     def start(
         self,
@@ -252,6 +252,8 @@ class Container:
 
     def signal(self, number: int) -> None:
         """Sends a signal to its first process, which ignores those that it has no handler for if it is process 1 of a PID namespace."""
+        if number not in signals.valid_signals():
+            raise UsageError(f"signal({number!r}): there are {min(signals.valid_signals())} to {max(signals.valid_signals())} (signal(7))")
         self.first.signal(number)
 
     def stop(self, grace: float = PATIENCE) -> int:

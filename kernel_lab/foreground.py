@@ -18,6 +18,8 @@ from types import FrameType
 from kernel_lab.process import Process, Streams, nothing
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+ENDING = (signal.SIGINT, signal.SIGTERM)
+INSISTING = 3  # as docker's command
 CHUNK = 1 << 16
 MOMENT = 0.1
 # The end of the input is, for a terminal, Ctrl-D at the beginning of a line; within one it only sends what is there of it.
@@ -96,6 +98,7 @@ class _PassedOn:
     def __enter__(self) -> "_PassedOn":
         self._process: Process | None = None
         self._early: list[int] = []
+        self._asked = 0
         wanted = [number for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._pass_on) for number in wanted}
         return self
@@ -114,8 +117,10 @@ class _PassedOn:
         if self._process is None:
             self._early.append(number)
             return
+        self._asked += number in ENDING
+        # Process 1 of a PID namespace ignores what it has no handler for (pid_namespaces(7)): who asks again and again means it.
         with suppress(ProcessLookupError):
-            self._process.signal(number)
+            self._process.signal(signal.SIGKILL if self._asked >= INSISTING else number)
 
 
 class _Way:

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from errno import EACCES, EAGAIN, ENOENT, ENOTDIR
+from functools import reduce
+from operator import or_
 
 from kernel_lab.command import Command
 from kernel_lab.kernel import creator
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.flags import AT, CLONE, CLOSE_RANGE, PR, SIG, SIG_HOW
 from kernel_lab.kernel.flags.terminals import TIOC
+from kernel_lab.kernel.kinds import KINDS
 from kernel_lab.kernel.memory import clone_args
 from kernel_lab.kernel.program import Buffer, Handle, Program, Row, Strings, call
 from kernel_lab.kernel.structs import rlimit64, sigaction, sigset, timespec
@@ -26,6 +29,9 @@ COMMAND_PID = Buffer("command_pid", 8)
 COMMAND_DONE = Buffer("command_done", 8, fill=b"\1")
 LAST = 2**32 - 1
 MOST_ROWS = 10_000
+NAMESPACES = reduce(or_, KINDS.values())
+# What acts on the memory that the table itself is in, which is its creator's, or makes a second process that walks through it.
+CREATORS = frozenset({"brk", "clone", "clone3", "fork", "madvise", "mmap", "mprotect", "mremap", "munmap", "remap_file_pages", "vfork"})
 
 
 class Plan:
@@ -35,6 +41,8 @@ class Plan:
         for part in parts:
             if not isinstance(part, Part):
                 raise UsageError(f"{part!r} is no part: there are UTS, Mount, IPC, User, PID, Net, Cgroup, CgroupNS, Time, and Part for your own")
+            if part.flags & ~NAMESPACES:
+                raise UsageError(f"{type(part).__name__}.flags {part.flags!r}: a part's flags are those of new namespaces (clone(2))")
         kinds = [type(part) for part in parts]
         if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
             raise UsageError(f"{twice.__name__} twice: a container has each part once")
@@ -127,6 +135,8 @@ def _rows(part: Part, plan: Plan) -> Iterator[Row]:
     for number, row in enumerate(rows):
         if not isinstance(row, Row):
             raise UsageError(f"{type(part).__name__}.rows gave {row!r}: a row is made by call(name, arguments…)")
+        if row.call in CREATORS:
+            raise UsageError(f"{type(part).__name__}.rows gave {row.call}: no row may change the memory that the table itself is in, its creator's")
         if number == MOST_ROWS:
             raise UsageError(f"{type(part).__name__}.rows does not end: more than {MOST_ROWS} rows")
         yield row

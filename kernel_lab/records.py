@@ -1,7 +1,11 @@
-"""The containers that have been started, one small file each, so that every process of this user can list and find them."""
+"""The containers that have been started, one small file each, so that every process of this user can list and find them.
+
+A file is called by the container's id and its name: whether a name is free can be seen without reading the files of all the others.
+"""
 
 import dataclasses
 import json
+import os
 import random
 import re
 from dataclasses import dataclass
@@ -47,7 +51,7 @@ def new_id() -> str:
 
 def new_name() -> str:
     """A name that no container has."""
-    taken = {record.name for record in all()}
+    taken = {_name(file) for file in _names()}
     free = [name for colour in COLOURS.split() for animal in ANIMALS.split() if (name := f"{colour}_{animal}") not in taken]
     return random.choice(free) if free else new_id()
 
@@ -56,27 +60,29 @@ def check_name(name: str) -> None:
     """Refuse a name that is none, or that a living container has."""
     if not NAME.fullmatch(name):
         raise UsageError(f"{name!r}: a container's name has 1 to 128 letters, digits, '_', '.' and '-', and begins with a letter or a digit")
-    for record in all():
-        if record.name == name and record.alive():
-            raise UsageError(f"{name!r}: container {record.id} has this name; choose another, or end that one")
+    for file in _names():
+        if _name(file) == name and (record := _read(_place() / file)) and (record.alive() or record.code is not None):
+            mend = "end that one" if record.alive() else f"klab rm {record.id[:12]}"
+            raise UsageError(f"{name!r}: container {record.id} has this name; choose another, or {mend}")
 
 
 def save(record: Record) -> None:
     """Write the record, unless another living container has its name."""
     directory = _directory()
     with state.locked(directory / "lock"):
-        if not _path(record.id).exists():
+        path = _path(record)
+        if not path.exists():
             check_name(record.name)
-        state.write_atomically(_path(record.id), json.dumps(dataclasses.asdict(record), indent=1))
+        state.write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1))
 
 
 def drop(identifier: str) -> None:
     """Forget the container with this id; its log goes with it."""
-    path = _path(identifier)
-    record = _read(path)
-    if record and record.log:
-        Path(record.log).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    for path in _place().glob(f"{identifier}-*.json"):
+        record = _read(path)
+        if record and record.log:
+            Path(record.log).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def all() -> list[Record]:
@@ -86,7 +92,7 @@ def all() -> list[Record]:
 
 def files() -> list[Path]:
     """The files of all records, those that cannot be read among them."""
-    return sorted((state.run_path() / "containers").glob("*.json"))
+    return sorted(_place().glob("*.json"))
 
 
 def unreadable() -> list[Path]:
@@ -112,8 +118,23 @@ def _directory() -> Path:
     return state.folder("containers")
 
 
-def _path(identifier: str) -> Path:
-    return state.run_path() / "containers" / f"{identifier}.json"
+def _place() -> Path:
+    """The directory of the records, whether or not it is there."""
+    return state.run_path() / "containers"
+
+
+def _path(record: Record) -> Path:
+    return _place() / f"{record.id}-{record.name}.json"
+
+
+def _names() -> list[str]:
+    """What the files of the records are called."""
+    return [name for name in os.listdir(_place()) if name.endswith(".json")] if _place().is_dir() else []
+
+
+def _name(file: str) -> str:
+    """The container's name in that of its file."""
+    return file.partition("-")[2].removesuffix(".json")
 
 
 def _read(path: Path) -> Record | None:

@@ -4,6 +4,7 @@ Each is made once, under a name of its maker's, and then renamed into place: who
 """
 
 import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -29,7 +30,9 @@ def busybox() -> Path:
     """A root directory of one program that is several hundred commands, from Debian's package busybox-static."""
     program = _static_busybox()
     version = hashlib.sha256(program.read_bytes() + repr((DIRECTORIES, FILES)).encode()).hexdigest()[:12]
-    return once(f"busybox-{version}", lambda root: _fill(root, program))
+    root = once(f"busybox-{version}", lambda root: _fill(root, program))
+    _fill(root, program)  # what a container's root has removed is there again: it is everybody's
+    return root
 
 
 def debian(suite: str | None = None) -> Path:
@@ -50,6 +53,11 @@ def resolve(root: str) -> Path:
     if not root or not path.is_dir():
         raise UsageError(f"{root!r}: a root is busybox, debian, host, or a directory, and there is no such directory")
     return path.resolve()
+
+
+def debian_is_made() -> bool:
+    """Whether the directory that `debian` means is there already."""
+    return (state.data_path() / "rootfs" / f"debian-{bootstrap.own_suite()}").is_dir()
 
 
 def once(name: str, fill: Callable[[Path], None]) -> Path:
@@ -87,19 +95,23 @@ def _static_busybox() -> Path:
 
 
 def _fill(root: Path, program: Path) -> None:
-    for name in DIRECTORIES.split():
+    """Makes what is missing."""
+    for name in filter(lambda name: not (root / name).is_dir(), DIRECTORIES.split()):
         (root / name).mkdir()
         # Whatever the umask: other users must be able to walk through, also those of a user namespace.
         (root / name).chmod(0o1777 if name in ANYBODYS else 0o755)
     for name, text in FILES.items():
-        (root / name).write_text(text)
-        (root / name).chmod(0o644)
-    (root / "sbin").symlink_to("bin")
-    shutil.copyfile(program, root / "bin/busybox")
-    (root / "bin/busybox").chmod(0o755)
+        if not (root / name).exists():
+            (root / name).write_text(text)
+            (root / name).chmod(0o644)
+    if not (copy := root / "bin/busybox").exists() or copy.stat().st_size != program.stat().st_size:
+        shutil.copyfile(program, root / "bin/.busybox")
+        (root / "bin/.busybox").chmod(0o755)
+        (root / "bin/.busybox").replace(copy)
     applets = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
-    for applet in applets:
-        if applet != "busybox":
-            (root / "bin" / applet).symlink_to("busybox")
+    there = {"busybox", *os.listdir(root / "bin")}
     # Scripts begin with #!/usr/bin/env.
-    (root / "usr/bin/env").symlink_to("../../bin/busybox")
+    links = {f"bin/{applet}": "busybox" for applet in applets if applet not in there} | {"sbin": "bin", "usr/bin/env": "../../bin/busybox"}
+    for name, target in links.items():
+        if not os.path.lexists(root / name):
+            (root / name).symlink_to(target)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -115,8 +116,9 @@ class First(Process):
     _placed: ExitStack | None = None
     _guard: janitor.Guard | None = None
 
-    def __init__(self, table: Table, streams: Streams, cgroup: int | None = None) -> None:
+    def __init__(self, table: Table, streams: Streams, cgroup: int | None = None, deadline: float | None = None) -> None:
         super().__init__()
+        self._deadline = deadline
         self.table, self.plan = table, table.plan
         self.command, self.program = table.command, table.program
         self.image = table.take()
@@ -182,6 +184,8 @@ class First(Process):
         if self.table.guarded:
             while self.image.cell(READY) < 0 and not self.ended(0.0001):
                 Deferred.check()
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    raise TimeoutError(f"{self.command.argv[0]}: not begun in time: a part's row does not return")
             self._guard = janitor.guard(self.pid, self.table.kinds)
             futex_wake(self.image.buffer(KNOWN))
 

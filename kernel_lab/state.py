@@ -178,7 +178,8 @@ def unmount(point: str) -> None:
         if all(mount.point != point for mount in mountinfo.mounts()):
             return
         try:
-            return _unmount(point)
+            _unmount(point)
+            return
         except (KernelError, subprocess.CalledProcessError):
             # Another cleanup, at the end of another creator, may be at it: two fusermount3 of one mount are in each other's way.
             if not tries_left:

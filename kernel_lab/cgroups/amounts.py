@@ -21,7 +21,8 @@ def size(value: Size, what: str, *, least: int = 0, most: int = UNLIMITED - 1, w
     if not found:
         raise UsageError(f"{what}={value!r}: a size is a number of bytes, with a unit k, M, G or T if you like (64M, 1.5G), or 'max'")
     amount = float(found[1]) if "." in found[1] else int(found[1])
-    return _between(int(amount * 1024 ** UNITS[(found[2] or "").lower()]), f"{what}={value!r}", least, most, why, shown)
+    given = f"{what}={value!r}" if found[2] else f"{what}={value!r} (bytes)"
+    return _between(int(amount * 1024 ** UNITS[(found[2] or "").lower()]), given, least, most, why, shown)
 
 
 def number(value: int | str, what: str, *, least: int, most: int, unlimited: bool = False, why: str = "") -> int:

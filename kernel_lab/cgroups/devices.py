@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kernel_lab.kernel.errors import UsageError
 
 RULE = re.compile(r"([abc]) ([0-9]+|\*):([0-9]+|\*) ([rwm]+)")
-LARGEST = 2**32 - 1
+MAJORS, MINORS = 1 << 12, 1 << 20
 # What every program expects, with the terminals of /dev/pts; and any node may be made, since it cannot be opened for that (runc's list).
 USUAL = ("c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm")
 
@@ -35,8 +35,8 @@ class Rule(NamedTuple):
         major, minor = (None if number == "*" else int(number) for number in found.group(2, 3))
         if kind == "a" and (major, minor, access) != (None, None, "rwm"):
             raise UsageError(f"devices: {text!r}: the kernel takes 'a' for everything, whatever stands behind it; write one rule for b and one for c")
-        if max(major or 0, minor or 0) > LARGEST:
-            raise UsageError(f"devices: {text!r}: a device's number has 32 bits")
+        if (major or 0) >= MAJORS or (minor or 0) >= MINORS:
+            raise UsageError(f"devices: {text!r}: majors end at {MAJORS - 1}, minors at {MINORS - 1} (kdev_t.h in the kernel)")
         return cls(kind, major, minor, access)
 
 

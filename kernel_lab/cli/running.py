@@ -52,7 +52,7 @@ CONTAINER = _options(
     click.option("--network", default="none", help="none (loopback alone), host, bridge, a bridge's name, or user (pasta, slirp4netns)."),
     click.option("--ip", help="Its address on the bridge."),
     click.option("--volume", "-v", multiple=True, help="SOURCE:TARGET[:ro]"),
-    click.option("--tmpfs", multiple=True, help="A place for an empty file system in memory."),
+    click.option("--tmpfs", multiple=True, help="A place for an empty file system in memory, with options if you like: /cache:size=64m."),
     click.option("--layers", is_flag=True, help="What it writes goes into a layer of its own, on top of ROOT, and ends with it."),
     click.option("--read-only", is_flag=True, help="Nothing in the root can be written."),
     click.option("--init", is_flag=True, help="Process 1 is a reaper; the command is process 2."),
@@ -93,7 +93,9 @@ def run(name: str | None, detach: bool, rm: bool, root: str, words: tuple[str, .
 @click.argument("root")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def program(root: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> None:
-    """Print the table of system calls that `klab run` would execute, and make nothing."""
+    """Print the table of system calls that `klab run` would execute, and execute none of them."""
+    if root == "debian" and not rootfs.debian_is_made():
+        raise UsageError("debian: its root has not been made yet, and its files decide about some of the rows: klab run debian true makes it")
     container = _container(root, None, settings)
     click.echo(str(container.table(_command(container, words or ("sh",), tty, settings)).program))
 
@@ -157,6 +159,8 @@ def _network(network: str, address: str | None) -> list[Part]:
         return [Net()]
     if network == "user":
         return [Net(Usermode())]
+    if network != "bridge" and not network.startswith("klab"):
+        raise UsageError(f"--network {network}: there is none, host, bridge, user, and a bridge's name, which begins with klab")
     return [Net(Bridge() if network == "bridge" else Bridge(network), address)]
 
 

@@ -102,6 +102,18 @@ def _commands() -> Iterator[Finding]:
         yield Finding(command, state, "installed" if path else "not on the PATH", purpose, "" if path else f"apt-get install {package}")
 
 
+def _subordinate_ids() -> Iterator[Finding]:
+    if os.geteuid() == 0:
+        return
+    purpose = "--userns subordinate, a Debian root, lab 05"
+    try:
+        User.subordinate()
+        yield Finding("ids of your own", OK, "granted by /etc/subuid and /etc/subgid", purpose)
+    except UsageError as error:
+        detail, _, mend = str(error).partition(": ")
+        yield Finding("ids of your own", OPTIONAL, detail, purpose, mend)
+
+
 def _usermode() -> Iterator[Finding]:
     found = [name for name in ("pasta", "slirp4netns") if shutil.which(name)]
     detail = ", ".join(found) or "neither pasta nor slirp4netns"
@@ -152,6 +164,7 @@ LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _cgroups,
     _unions,
     _commands,
+    _subordinate_ids,
     _usermode,
     _machines,
 )

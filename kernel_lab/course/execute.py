@@ -12,11 +12,13 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from kernel_lab import state
 from kernel_lab.course.exercises import STRICT
 from kernel_lab.course.notebook import LABS, Notebook
 
 CELL_SECONDS = 120
 START_SECONDS = 120
+SHORT = 60
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Outcome:
 
 
 def sockets() -> "tempfile.TemporaryDirectory[str]":
-    """A folder for a kernel's Unix sockets, by a short name: their path has 107 bytes at most (unix(7)).
+    """A folder for a kernel's Unix sockets, where `klab cleanup` finds it, if that is a short name: their path has 107 bytes at most (unix(7)).
 
     Not TCP: every user of the machine reaches those ports, and a port that was free when it was chosen may be taken when the kernel binds it.
     """
-    return tempfile.TemporaryDirectory(prefix="klab-kernel-", dir="/tmp", ignore_cleanup_errors=True)
+    place = state.run_dir()
+    short = len(os.fsencode(place)) <= SHORT
+    return tempfile.TemporaryDirectory(prefix=f"kernel.{state.Creator.this().stamp}.", dir=place if short else "/tmp", ignore_cleanup_errors=True)
 
 
 def execute(notebook: Notebook, folder: Path, *, strict: bool, each: Callable[[], object] = lambda: None) -> Outcome:

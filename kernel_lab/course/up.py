@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="this TCP port and no other; without it, the first free one from 8888")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     asked = parser.parse_args(argv)
+    if asked.port is not None and not 1 <= asked.port <= 65535:
+        parser.error(f"--port {asked.port}: ports are numbered 1 to 65535")
 
     trust(path for lab in find() for path in (lab.learner, lab.solved) if path.exists())
     from jupyterlab.labapp import LabApp  # slow to import: --help and a wrong option answer without it

@@ -1,6 +1,7 @@
 """Mount: a file system of its own, with a directory as its root (mount_namespaces(7), pivot_root(2))."""
 
 import os
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class Mount(Part):
     """A mount namespace whose changes reach nobody else; with `root`, that directory is all there is.
 
     With a root it has /proc, /sys (read-only) and /dev, and hides what docker hides; each can be left out. Without a root it keeps the host's
-    tree, with a /proc of its own when there is a PID namespace. `binds`: Bind objects or `SOURCE:TARGET[:ro]`; `tmpfs`: places for an empty one.
+    tree, with a /proc of its own when there is a PID namespace. `binds`: Bind objects or `SOURCE:TARGET[:ro]`; `tmpfs`: places for an empty one,
+    or `PLACE:OPTIONS` as docker has it (`/cache:size=64m,mode=0700`, tmpfs(5)).
     """
 
     flags = CLONE.NEWNS
@@ -67,7 +69,8 @@ class Mount(Part):
         self.root = Directory(str(root)) if isinstance(root, (str, Path)) else root
         self.readonly = readonly
         self.binds = tuple(Bind.parse(bind) if isinstance(bind, str) else bind for bind in binds)
-        self.tmpfs = tuple(tmpfs)
+        self._options = {place: options or "mode=1777" for place, _, options in (text.partition(":") for text in tmpfs)}
+        self.tmpfs = tuple(self._options)
         own = self.root is not None
         self.proc, self.sys, self.dev = proc, own if sys is None else sys, own if dev is None else dev
         self.masked = tuple(MASKED if self.dev else ()) if masked is None else tuple(masked)
@@ -81,6 +84,9 @@ class Mount(Part):
         for bind in self.binds:
             if not os.path.exists(bind.source):
                 raise UsageError(f"bind {bind.source!r}: there is no such file or directory on the host")
+        places = [posixpath.normpath(place) for place in (*(bind.target for bind in self.binds), *self.tmpfs)]
+        if twice := next((place for place in places if places.count(place) > 1), None):
+            raise UsageError(f"mount point {twice!r}: it is given twice, and the second would hide the first")
         for target in (*(bind.target for bind in self.binds), *self.tmpfs, *self.masked, *self.frozen):
             if not target.startswith("/") or ".." in target.split("/") or target == "/":
                 raise UsageError(f"mount point {target!r}: it must be an absolute path below the root, without '..'")
@@ -154,7 +160,7 @@ class Mount(Part):
     def _callers_mounts(self) -> Iterator[Row]:
         for target in self.tmpfs:
             yield from make_directories(target) if self.root is not None else ()
-            yield call("mount", "tmpfs", target, "tmpfs", MS.NOSUID | MS.NODEV, "mode=1777", why="memory to write into")
+            yield call("mount", "tmpfs", target, "tmpfs", MS.NOSUID | MS.NODEV, self._options[target], why="memory to write into")
         for number, bind in enumerate(self.binds):
             if self.root is not None:
                 yield from make_directories(bind.target) if os.path.isdir(bind.source) else _make_file(bind.target)

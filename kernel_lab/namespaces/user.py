@@ -87,7 +87,7 @@ class User(Part):
 
 def _check_map(name: str, ranges: Map) -> None:
     if not 0 < len(ranges) <= MOST_RANGES:
-        raise UsageError(f"User({name}={ranges}): a map has 1 to {MOST_RANGES} ranges (user_namespaces(7))")
+        raise UsageError(f"User({name}): a map of {len(ranges)} ranges; it has 1 to {MOST_RANGES} (user_namespaces(7))")
     for entry in ranges:
         if not isinstance(entry, tuple) or len(entry) != 3 or not all(isinstance(number, int) and number >= 0 for number in entry) or entry[2] == 0:
             raise UsageError(f"User({name}): {entry} is no range of (inside, outside, count), numbers from 0 on and at least one id")

@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from kernel_lab import state
 from kernel_lab.kernel.errors import UsageError
@@ -39,10 +40,10 @@ class Aufs:
     handles: tuple[Handle, ...] = ()
     prepares = True
 
-    def __init__(self, *branches: Branch | str, create: str = "tdp") -> None:
+    def __init__(self, *branches: Branch | str | Path, create: str = "tdp") -> None:
         given: list[Branch] = []
         for branch in branches:
-            given += [branch] if isinstance(branch, Branch) else parse(branch, "ro" if given else "rw")
+            given += [branch] if isinstance(branch, Branch) else parse(str(branch), "ro" if given else "rw")
         if create not in POLICIES:
             raise UsageError(f"Aufs(create={create!r}): there is {', '.join(POLICIES)}")
         self.branches = _absolute(given)

@@ -119,6 +119,8 @@ class Overlay:
 
 
 def _absolute(path: str | Path) -> str:
+    if not isinstance(path, str | Path):
+        raise UsageError(f"Overlay({path!r}): a layer is a path, and several are given one by one: Overlay(top, base)")
     if not os.fspath(path):
         raise UsageError("Overlay(''): an empty path is no directory")
     return os.path.abspath(path)

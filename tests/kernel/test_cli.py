@@ -162,6 +162,34 @@ def test_cleanup_of_nothing_and_help() -> None:
 
 
 @pytest.mark.slow
+def test_one_who_insists_ends_a_process_1_that_ignores_signals() -> None:
+    with subprocess.Popen([*KLAB, "run", "busybox", "sh", "-c", "echo ready; exec sleep 1000"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 137
+
+
+def test_an_ended_container_keeps_its_name_until_it_is_removed() -> None:
+    assert klab("run", "-d", "--name", "once", "busybox", "true").returncode == 0
+    assert klab("wait", "once").stdout == "0\n"
+    again = klab("run", "-d", "--name", "once", "busybox", "true")
+    assert again.returncode == 125 and "has this name; choose another, or klab rm" in again.stderr
+    assert klab("rm", "once").returncode == 0
+    assert klab("run", "--name", "once", "busybox", "true").returncode == 0
+
+
+def test_an_empty_place_in_memory_with_options() -> None:
+    assert (
+        klab("run", "--tmpfs", "/cache:size=1m,mode=0700", "busybox", "sh", "-c", "df /cache | tail -1; stat -c %a /cache").stdout.split()[1]
+        == "1024"
+    )
+
+
+@pytest.mark.slow
 def test_signals_go_to_the_command() -> None:
     words = ["run", "busybox", "sh", "-c", "trap 'echo got; exit 6' INT; echo ready; while :; do sleep 0.05; done"]
     with subprocess.Popen([*KLAB, *words], stdout=subprocess.PIPE, text=True) as process:

@@ -168,6 +168,15 @@ def test_a_refused_row_is_named_with_its_place_and_nothing_runs(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_row_that_does_not_return_is_ended_too() -> None:
+    class Waits(Part):
+        def rows(self, plan):  # type: ignore[no-untyped-def]
+            yield call("pause")
+
+    with pytest.raises(TimeoutError, match="row does not return"):
+        Container(*users(), Waits()).run("true", timeout=0.2)
+
+
 def test_a_timeout_ends_all(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match="sleep"):
         Container(*users(), PID()).run("sleep 1000", timeout=0.2)

@@ -55,7 +55,7 @@ def test_a_killed_creator_leaves_nothing(kind: str, run_directory: Path) -> None
         os.kill(creator.pid, signal.SIGKILL)
         creator.wait()
     assert soon(lambda: all(map(gone, inside)))
-    assert soon(lambda: not (run_directory / "containers" / f"{identifier}.json").exists())
+    assert soon(lambda: not list((run_directory / "containers").glob(f"{identifier}*")))
     assert soon(lambda: not list((run_directory / "logs").glob(f"{identifier}*")))
 
 

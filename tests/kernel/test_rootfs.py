@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from here import users
 from needs import SEARCH
 from waiting import soon
 
-from kernel_lab import bootstrap, cleanup, rootfs, state
+from kernel_lab import PID, Container, Mount, bootstrap, cleanup, rootfs, state
 from kernel_lab.kernel.errors import UsageError
 
 # What makes an ordinary user root in a namespace where chroot is allowed.
@@ -63,6 +64,16 @@ def test_everybody_may_walk_through_and_nobody_else_may_write(umask: int) -> Non
         if not stat.S_ISLNK(mode):
             expected = 0o1777 if path.relative_to(root.parent).parts[1:] in (("tmp",), ("var", "tmp"), ("dev", "shm")) else 0o755
             assert stat.S_IMODE(mode) == (expected if stat.S_ISDIR(mode) or path.name == "busybox" else 0o644), path
+
+
+@busybox
+def test_what_a_container_has_removed_is_there_again() -> None:
+    root = rootfs.busybox()
+    box = Container(*users(), PID(), Mount(root))
+    assert box.run("rm -r /bin/ls /bin/busybox /sbin /var/log /etc/passwd").code == 0
+    assert box.run("true").code == 127
+    assert rootfs.busybox() == root
+    assert box.run("ls -d /sbin/init /var/log").code == 0 and "root:" in box.run("cat /etc/passwd").stdout
 
 
 @busybox

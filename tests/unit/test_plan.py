@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kernel_lab import PID, UTS, Bind, CgroupNS, Container, Mount, Net, Part, Time, UsageError, User, call
+from kernel_lab import PID, UTS, Bind, CgroupNS, Container, Mount, Net, Overlay, Part, Time, UsageError, User, call
 from kernel_lab.command import PATH
+from kernel_lab.kernel.flags import CLONE
 
 
 @pytest.mark.parametrize("order", list(permutations([UTS("box"), PID(), Mount(), CgroupNS()])))
@@ -28,6 +29,15 @@ class Junk(Part):
 class Nothing(Part):
     def rows(self, plan):  # type: ignore[no-untyped-def]
         return None
+
+
+class Forking(Part):
+    def rows(self, plan):  # type: ignore[no-untyped-def]
+        yield call("fork")
+
+
+class Stopping(Part):
+    flags = CLONE.VM | CLONE.NEWUTS
 
 
 class Endless(Part):
@@ -58,6 +68,9 @@ BAD = {
     "a part of junk rows": (lambda: Container(Junk()).program, "Junk.rows gave 'sethostname'"),
     "a part without rows": (lambda: Container(Nothing()).program, "Nothing.rows gave None"),
     "a part without end": (lambda: Container(Endless()).program, "Endless.rows"),
+    "a part that would be two": (lambda: Container(Forking()).program, "Forking.rows gave fork"),
+    "a part with flags of another kind": (lambda: Container(Stopping()), "Stopping.flags.*new namespaces"),
+    "two mounts at one place": (lambda: Container(Mount("/usr", binds=["/tmp:/a/"], tmpfs=["/a"])), "'/a'.*twice"),
     "overlapping maps inside": (lambda: Container(User([(0, 1000, 10), (5, 5000, 10)])), "overlap inside, at 5"),
     "overlapping maps outside": (lambda: Container(User([(0, 1000, 10), (100, 1005, 10)])), "overlap outside, at 1005"),
     "an empty map": (lambda: Container(User([])), "1 to 340"),
@@ -80,6 +93,10 @@ BAD = {
     "a group that is unknown": (lambda: Container(UTS("a")).run("true", user="0:nobody-knows"), "nobody-knows"),
     "a user beyond the last": (lambda: Container(UTS("a")).run("true", user=2**32), "ids end"),
     "an empty directory": (lambda: Container(UTS("a")).run("true", cwd=""), "cwd"),
+    "a relative directory": (lambda: Container(UTS("a")).run("true", cwd="tmp"), "'tmp'.*absolute"),
+    "a signal that there is not": (lambda: Container(UTS("a")).signal(99), r"signal\(99\): there are 1 to 64"),
+    "a signal's name": (lambda: Container(UTS("a")).signal("TERM"), r"signal\('TERM'\)"),  # type: ignore[arg-type]
+    "layers in a list": (lambda: Overlay(["/usr", "/etc"]), "one by one"),  # type: ignore[arg-type]
     "nothing to wait for": (lambda: Container(UTS("a")).wait(), "not been started"),
     "nothing to kill": (lambda: Container(UTS("a")).kill(), "not been started"),
     "nothing to join": (lambda: Container(UTS("a")).exec("true"), "not running"),

@@ -102,6 +102,21 @@ def test_a_living_containers_name_is_taken(processes: Callable[[], Creator]) -> 
     assert records.all() == [first]
 
 
+def test_a_name_that_ends_as_a_living_containers_does_is_free(processes: Callable[[], Creator]) -> None:
+    records.save(record("my-box", processes()))
+    records.check_name("box")
+
+
+def test_only_the_records_of_that_name_are_read(processes: Callable[[], Creator], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two", "three"):
+        records.save(record(name, processes()))
+    read: list[Path] = []
+    monkeypatch.setattr(records, "_read", read.append)
+    assert records.new_name() not in ("one", "two", "three")
+    records.check_name("two")
+    assert [path.name.partition("-")[2] for path in read] == ["two.json"]
+
+
 def test_an_ended_containers_name_is_free_and_means_the_living_one(processes: Callable[[], Creator]) -> None:
     records.save(record("box", ended()))
     living = record("box", processes())

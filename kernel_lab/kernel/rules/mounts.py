@@ -215,8 +215,9 @@ INVALID: list[Rule] = [
     says(
         "move_mount",
         EINVAL,
-        "a mount goes on a place of its own kind in this mount namespace; an attached one moves only if its parent is not shared (move_mount(2)).",
-        "Make / private first, and see that both are directories, or both files.",
+        "a directory goes on a directory and a file on a file, in this mount namespace; an attached mount moves only from a parent that is not"
+        " shared (move_mount(2)).",
+        "See with ls -ld that both are directories, or both files; make / private first.",
     ),
 ]
 
