@@ -52,6 +52,8 @@ class Starting(Protocol):
 class Part:
     """One part of a container. It only says what is to be done: it runs nothing in the child, so a wrong one cannot hurt its creator.
 
+    Its rows run in memory that is the creator's until the execve: calls that would change that memory, or fork, are refused.
+
     `order` says where its rows stand among the other parts': user 10, cgroup 20, time 30, uts 40, others 60, mounts 80, net 90.
     `prepares`: whether the creator has something to do before each clone; `handles`: the handles that it sets then.
     `waits`: whether the child waits, before its rows, until `place` of every such part has done its work.
