@@ -212,7 +212,7 @@ def bars(panels: Mapping[str, Mapping[str, float]]) -> bytes:
 
     names = list(next(iter(panels.values())))
     figure = Figure(figsize=(1 + 2.2 * len(panels), 0.8 + 0.4 * len(names)), layout="constrained")
-    for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+    for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True):
         lengths = [values[name] for name in names]
         axes.bar_label(axes.barh(names, lengths), [f"{length:,.0f}" if length >= 100 else f"{length:.3g}" for length in lengths], padding=3)
         axes.set(title=title, xmargin=0.25)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from kernel_lab.cgroups.devices import Rule
-from kernel_lab.cgroups.table import Table
+from kernel_lab.kernel.table import Table
 
 KINDS = {"b": 1, "c": 2}  # BPF_DEVCG_DEV_*
 ACCESS = {"m": 1, "r": 2, "w": 4}  # BPF_DEVCG_ACC_*

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from kernel_lab.cgroups.table import Table
+from kernel_lab.kernel.table import Table
 from kernel_lab.kernel import mountinfo, procfs
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.procfs import CgroupLine

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kernel_lab.cgroups.hierarchies import find, missing, unified
-from kernel_lab.cgroups.table import Table
+from kernel_lab.kernel.table import Table
 
 
 class Subsystem(NamedTuple):

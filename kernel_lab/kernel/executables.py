@@ -85,7 +85,7 @@ def _check(path: str, root: str, cwd: str, depth: int) -> None:
             raise _Found(
                 errno.ENOEXEC,
                 f"{path} is neither an ELF program nor does it begin with #! (execve(2)); only a shell runs such a file by itself.",
-                "Write #!/bin/sh as its first line." if head else "The file is empty.",
+                _not_a_program(head),
             )
 
 
@@ -136,6 +136,12 @@ def _link(path: str, root: str) -> str | None:
             return os.readlink("", dir_fd=file)
     except OSError:
         return None
+
+
+def _not_a_program(head: bytes) -> str:
+    if head.startswith(b"MZ"):
+        return "It is one of Windows': Wine loads such a file."
+    return "Write #!/bin/sh as its first line." if head else "The file is empty."
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -17,77 +17,22 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-from kernel_lab.cgroups.table import Table
+from kernel_lab.kernel.table import Table
 from kernel_lab.kernel.calls import syscall
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.structs import sigset
 from kernel_lab.machines import kvm_abi as kvm
+from kernel_lab.machines.kvm_code import START, check
+from kernel_lab.machines.kvm_exits import Device, Exit, Hex, Registers, access, nobody
 
 DEVICE = "/dev/kvm"
-START = 0x7C00  # where a PC's firmware puts a boot sector: the same bytes run there, too
 LARGEST = 1 << 30
 TSS = 0xFFFBD000  # three pages that KVM wants for itself on Intel's processors, where no memory of ours may be (KVM_SET_TSS_ADDR)
 KICK = signal.SIGRTMAX - 1
-OPEN_BUS = -1  # what a PC reads where nothing answers: all ones
 
-
-class Hex(int):
-    """A number that shows itself as the manuals write it."""
-
-    def __repr__(self) -> str:
-        return hex(self)
-
-    __str__ = __repr__
-
-
-class Exit(NamedTuple):
-    """Why the processor came back. Of a port or an address also: `in` or `out`, which one, how many bytes, and which number they are."""
-
-    reason: str
-    direction: str = ""
-    address: Hex | str = ""
-    size: int | str = ""
-    value: Hex | str = ""
-
-
-class Change(NamedTuple):
-    register: str
-    before: Hex
-    after: Hex
-
-
-class Registers(NamedTuple):
-    """struct kvm_regs."""
-
-    rax: int = 0
-    rbx: int = 0
-    rcx: int = 0
-    rdx: int = 0
-    rsi: int = 0
-    rdi: int = 0
-    rsp: int = 0
-    rbp: int = 0
-    r8: int = 0
-    r9: int = 0
-    r10: int = 0
-    r11: int = 0
-    r12: int = 0
-    r13: int = 0
-    r14: int = 0
-    r15: int = 0
-    rip: int = 0
-    rflags: int = 2  # bit 1 is always set
-
-    def changes(self, after: "Registers") -> Table[Change]:
-        """The registers in which `after` differs."""
-        pairs = zip(self._fields, self, after, strict=True)
-        return Table(Change(name, Hex(old), Hex(new)) for name, old, new in pairs if old != new)
-
-
-Device = Callable[[Exit], int | None]
 Mode = Callable[[kvm.SpecialRegisters, mmap.mmap], None]
 
 
@@ -105,12 +50,7 @@ class Machine:
     """
 
     def __init__(self, code: bytes, memory: int = 1 << 16, mode: Mode = real_mode) -> None:
-        if not isinstance(code, bytes | bytearray) or not code:
-            raise UsageError(f"{code!r}: the code of a machine is bytes, at least one")
-        if memory % mmap.PAGESIZE or not START < memory <= LARGEST:
-            raise UsageError(f"memory of {memory} bytes: whole pages of {mmap.PAGESIZE} bytes, more than {START} and at most {LARGEST}, are wanted")
-        if START + len(code) > memory:
-            raise UsageError(f"code of {len(code)} bytes, beginning at {START:#x}, does not fit into a memory of {memory} bytes")
+        check(code, memory, mmap.PAGESIZE, LARGEST)
         if why := missing():
             raise UsageError(why)
         self.code, self.size, self.mode = code, memory, mode
@@ -125,17 +65,19 @@ class Machine:
             _ioctl(self._vm, kvm.SET_USER_MEMORY_REGION, kvm.MEMORY_REGION.pack(0, 0, 0, self.size, address))
             self._cpu = _closed(made, _ioctl(self._vm, kvm.CREATE_VCPU))
             self._run = made.enter_context(mmap.mmap(self._cpu, _ioctl(device, kvm.GET_VCPU_MMAP_SIZE)))
+            self._prepare()
             self._made = made.pop_all()
-        self.memory[START : START + len(self.code)] = self.code
-        special = self.special
-        self.mode(special, self.memory)
-        self.special = special
-        self.registers = Registers(rsp=START, rip=START)
         return self
 
     def __exit__(self, *_: object) -> None:
         with Deferred():
             self._made.close()
+
+    def _prepare(self) -> None:
+        self.memory[START : START + len(self.code)] = self.code
+        special = self.special
+        self.mode(special, self.memory)
+        self.special, self.registers = special, Registers()
 
     @property
     def registers(self) -> Registers:
@@ -162,7 +104,7 @@ class Machine:
     def special(self, new: kvm.SpecialRegisters) -> None:
         _ioctl(self._cpu, kvm.SET_SREGS, ctypes.byref(new))
 
-    def run(self, device: Device = lambda asked: OPEN_BUS, *, exits: int = 1000, seconds: float = 5.0) -> Table[Exit]:
+    def run(self, device: Device = nobody, *, exits: int = 1000, seconds: float = 5.0) -> Table[Exit]:
         """Lends the guest the processor until it halts or fails, or has come out `exits` times, or for `seconds` (it then ends with `intr`).
 
         `device` is called at each access to a port or to an address without memory; what it returns is what the guest reads.
@@ -177,7 +119,22 @@ class Machine:
                     seen += self._enter(device)
             finally:
                 interrupts.forbid()
+            seen += self._settled(device)
         return Table(seen)
+
+    def _settled(self, device: Device) -> list[Exit]:
+        """Lets KVM finish the instruction that it came out for, with what more that accesses, and go no further.
+
+        Only then are registers and memory as after it (KVM_RUN in api.rst).
+        """
+        self._run[kvm.IMMEDIATE_EXIT] = 1
+        try:
+            seen: list[Exit] = []
+            while (more := self._enter(device)) and more[-1].direction:
+                seen += more
+            return seen
+        finally:
+            self._run[kvm.IMMEDIATE_EXIT] = 0
 
     def _enter(self, device: Device) -> list[Exit]:
         """One KVM_RUN, and what it says; several exits where one instruction (`rep outsb`) accesses a port several times."""
@@ -191,27 +148,27 @@ class Machine:
         reason = kvm.EXITS.get(number, f"exit {number}")
         if reason == "io":
             out, size, port, count, data = kvm.IO.unpack_from(self._run, kvm.DETAILS)
-            return [self._access(device, reason, out, port, size, data + at * size) for at in range(count)]
+            return [self._access(device, reason, out, port, slice(at, at + size)) for at in range(data, data + count * size, size)]
         if reason == "mmio":
             address, _, size, out = kvm.MMIO.unpack_from(self._run, kvm.DETAILS)
-            return [self._access(device, reason, out, address, size, kvm.DETAILS + 8)]
+            data = kvm.DETAILS + 8
+            return [self._access(device, reason, out, address, slice(data, data + size))]
+        if reason in kvm.REPORTS:
+            return [Exit(reason, value=Hex(*kvm.REPORTS[reason].unpack_from(self._run, kvm.DETAILS)))]
         return [Exit(reason)]
 
-    def _access(self, device: Device, reason: str, out: int, address: int, size: int, at: int) -> Exit:
-        data = slice(at, at + size)
-        asked = Exit(reason, "out" if out else "in", Hex(address), size, Hex(int.from_bytes(self._run[data], "little")) if out else "")
-        answer = device(asked)
-        if out:
-            return asked
-        value = (OPEN_BUS if answer is None else answer) % (1 << 8 * size)
-        self._run[data] = value.to_bytes(size, "little")
-        return asked._replace(value=Hex(value))
+    def _access(self, device: Device, reason: str, out: int, address: int, data: slice) -> Exit:
+        """Asks the device, and leaves its answer in the shared page, from where the next KVM_RUN takes it."""
+        happened = access(device, reason, bool(out), address, self._run[data])
+        if not out:
+            self._run[data] = int(happened.value).to_bytes(int(happened.size), "little")
+        return happened
 
 
 def missing() -> str:
     """Why there is no virtual machine of this kind here, and how to go on; empty where there is one."""
     if platform.machine() != "x86_64":
-        return f"this page speaks to a processor of x86-64, and here is {platform.machine()}: run the same bytes by `emulated`, which any machine can"
+        return f"the code is for x86-64, and this processor is {platform.machine()}: run it by Emulated of kernel_lab.machines.kvm_emulator"
     try:
         # A node may stand there with no driver behind it: only opening it tells.
         with open(DEVICE, "r+b", buffering=0) as device:
@@ -223,7 +180,7 @@ def missing() -> str:
 
 _MODULE = "load the driver (modprobe kvm_intel or kvm_amd); it wants virtualisation (VT-x or AMD-V) turned on in the firmware, or nested, in a VM"
 _MEMBER = "be a member of the group kvm (usermod -aG kvm NAME, then log in again), or root"
-_REMEDIES = {errno.ENOENT: _MODULE, errno.ENODEV: _MODULE, errno.ENXIO: _MODULE, errno.EACCES: _MEMBER, errno.EPERM: _MEMBER}
+_REMEDIES = dict.fromkeys((errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTTY), _MODULE) | dict.fromkeys((errno.EACCES, errno.EPERM), _MEMBER)
 
 
 def _ioctl(file: int, request: int, argument: Any = 0) -> int:

@@ -12,11 +12,12 @@ API_VERSION = 12  # the only one there has ever been; a program is to refuse ano
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, the guest's physical address, size, our address
 REGISTERS = struct.Struct("<18Q")
 
-# struct kvm_run, the page that kernel and VMM share: the reason of an exit, and at 32 what there is to say about it.
-REASON, DETAILS = 8, 32
+# struct kvm_run, the page that kernel and VMM share: whether to come out before the guest goes on, why it came out, and what more there is to say.
+IMMEDIATE_EXIT, REASON, DETAILS = 1, 8, 32
 IO = struct.Struct("<BBHIQ")  # direction, size, port, count, where in the page the data are
 MMIO = struct.Struct("<Q8sIB")  # physical address, data, size, whether it is a write
 EXITS = {2: "io", 5: "hlt", 6: "mmio", 7: "irq window open", 8: "shutdown", 9: "fail entry", 10: "intr", 17: "internal error", 24: "system event"}
+REPORTS = {"fail entry": struct.Struct("<Q"), "internal error": struct.Struct("<I")}  # the processor's own reason; KVM_INTERNAL_ERROR_…
 
 
 class Segment(ctypes.Structure):
@@ -26,7 +27,7 @@ class Segment(ctypes.Structure):
         ("base", ctypes.c_uint64),
         ("limit", ctypes.c_uint32),
         ("selector", ctypes.c_uint16),
-        *((name, ctypes.c_uint8) for name in "type present dpl db s l g avl unusable padding".split()),
+        *((name, ctypes.c_uint8) for name in ("type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable", "padding")),
     ]
 
 
@@ -40,9 +41,9 @@ class SpecialRegisters(ctypes.Structure):
     """struct kvm_sregs: which mode the processor is in, and how it translates addresses."""
 
     _fields_ = [
-        *((name, Segment) for name in "cs ds es fs gs ss tr ldt".split()),
+        *((name, Segment) for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")),
         ("gdt", Table),
         ("idt", Table),
-        *((name, ctypes.c_uint64) for name in "cr0 cr2 cr3 cr4 cr8 efer apic_base".split()),
+        *((name, ctypes.c_uint64) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")),
         ("interrupt_bitmap", ctypes.c_uint64 * 4),
     ]
