@@ -69,7 +69,7 @@ CASES = {
     "directory": (lambda d: str(d), errno.EACCES, "is a directory"),
     "fifo": (lambda d: os.mkfifo(d / "fifo", 0o755) or str(d / "fifo"), errno.EACCES, "not a regular file"),
     "no x": (lambda d: make(d / "plain", "#!/bin/sh\n", 0o644), errno.EACCES, "no execute permission"),
-    "of another system": (lambda d: make(d / "program.exe", "MZ"), errno.ENOEXEC, "neither an ELF program.*Wine"),
+    "of another system": (lambda d: make(d / "program.exe", "MZ"), errno.ENOEXEC, "neither an ELF program"),
     "empty": (lambda d: make(d / "empty", ""), errno.ENOEXEC, "neither an ELF program"),
     "text": (lambda d: make(d / "text", "echo hello\n"), errno.ENOEXEC, "only a shell"),
     "script without interpreter": (lambda d: make(d / "s", "#!\n"), errno.ENOEXEC, "without an interpreter"),
