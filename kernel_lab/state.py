@@ -4,6 +4,7 @@ What a process makes in these directories for itself alone carries its stamp in 
 `klab cleanup` can see whether the one that made it still lives. A number alone says nothing, since numbers are given again.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -167,8 +168,11 @@ def discard(path: Path) -> None:
         shutil.rmtree(path)
     except FileNotFoundError:
         return
-    # A container can make directories that are deeper than Python's stack, and for ids that are this user's only in a user namespace.
-    except (PermissionError, RecursionError):
+    # A container can make directories for ids that are this user's only in a user namespace, and deeper than Python's stack, or than a file
+    # for each level can be open.
+    except (RecursionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EACCES, errno.EPERM, errno.EMFILE):
+            raise
         subprocess.run([*_as_their_root(), "rm", "-rf", "--one-file-system", str(path)], check=True, capture_output=True)
 
 

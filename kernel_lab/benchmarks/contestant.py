@@ -42,7 +42,7 @@ class Network(NamedTuple):
 class Ground:
     """What is the same for all: the root, the command that is run in it, the network, and a directory for what somebody needs besides.
 
-    `layered`: the root is the lower layer of an overlay, and the container is in a control group with LIMITS.
+    `layered`: the root is the lower layer of an overlay, and the container is in a control group with LIMITS; `quota`: that of CPU time among them.
     """
 
     root: Path
@@ -51,6 +51,12 @@ class Ground:
     network: Network | None = None
     hostname: str = "box"
     layered: bool = False
+    quota: bool = True
+
+    @property
+    def limits(self) -> Words:
+        """Of a layered ground."""
+        return LIMITS if self.quota else {"memory": LIMITS["memory"], "pids": LIMITS["pids"]}
 
     @property
     def layers(self) -> Path:

@@ -2,21 +2,31 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+from kernel_lab.benchmarks import hybrid
 from kernel_lab.benchmarks.contestant import Absent, Ground, Run, command
-from kernel_lab.benchmarks.peers import Peer
+from kernel_lab.benchmarks.peers import Peer, T
 
 NAME = f"klab-bench-{os.getpid()}"
-LIMITS = ("--memory=64m", "--pids-limit=64", "--cpus=0.5")
+LIMITS, QUOTA = ("--memory=64m", "--pids-limit=64"), ("--cpus=0.5",)
 
 
 class Engine(Peer):
-    """Both take the same words."""
+    """Both take the same words, but for what is one's `own`."""
+
+    own: tuple[str, ...] = ()
 
     @contextmanager
     def ready(self, ground: Ground) -> Iterator[Run]:
+        with self.imported(ground) as words, self.surroundings(command) as runs:
+            line = [self.path, "run", "--rm", *words, *ground.command]
+            yield lambda: runs(line)
+
+    @contextmanager
+    def imported(self, ground: Ground) -> Iterator[list[str]]:
+        """Its root as an image, and its network: the words of `run` that mean both. Raises Absent where no container can be started."""
         self._do("ps", "--quiet")  # the cheapest question that only a running engine answers
         with ExitStack() as made:
             self._do("import", "-", NAME, input=_archive(ground))
@@ -26,10 +36,11 @@ class Engine(Peer):
                 network = NAME
                 self._do("network", "create", NAME)
                 made.callback(self._undo, "network", "rm", NAME)
-            limits = LIMITS if ground.layered else ()
-            words = ["run", "--rm", f"--network={network}", f"--hostname={ground.hostname}", *limits, NAME]
-            self._do(*words, "/bin/true")  # an engine that answers may still not be allowed to start one
-            yield lambda: command([self.path, *words, *ground.command])
+            limits = (*LIMITS, *(QUOTA if ground.quota else ())) if ground.layered else ()
+            words = [f"--network={network}", f"--hostname={ground.hostname}", *self.own, *limits, NAME]
+            with self.surroundings(lambda words: self._do(*words)) as does:
+                does(["run", "--rm", *words, "/bin/true"])  # an engine that answers may still not be allowed to start one
+            yield words
 
     def _do(self, *words: str, input: bytes | None = None) -> None:
         done = subprocess.run([self.path, *words], input=input, capture_output=True)
@@ -49,6 +60,11 @@ class Docker(Engine):
 class Podman(Engine):
     program = who = "podman"
     includes = "podman, conmon and a runtime; the root as an image on overlayfs, a full /dev and /sys, a cgroup"
+    # Its own defaults are higher than what a root without CAP_SYS_RESOURCE may have.
+    own = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+
+    def surroundings(self, call: Callable[[Sequence[str]], T]) -> AbstractContextManager[Callable[[Sequence[str]], T]]:
+        return hybrid.without_v2(call)  # its runtime is crun
 
 
 def _archive(ground: Ground) -> bytes:

@@ -1,15 +1,13 @@
 """The floor as Python sees it: `floor.c` and `veth.c`, compiled once, as a server that makes a container a line, or as a command."""
 
-import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kernel_lab import state
-from kernel_lab.benchmarks.contestant import LIMITS, Absent, Ground, Run, Start, command
+from kernel_lab.benchmarks import compiled as compiling
+from kernel_lab.benchmarks.contestant import LIMITS, Ground, Run, Start, command
 from kernel_lab.cgroups.part import Cgroup
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("floor.c", "veth.c", "layers.c", "groups.c"))
@@ -18,21 +16,7 @@ HEADER = Path(__file__).with_name("floor.h")
 
 def compiled() -> Path:
     """The compiled program, made on first use. Raises Absent where there is no compiler."""
-    text = b"".join(source.read_bytes() for source in (*SOURCES, HEADER))
-    path = state.data_dir() / f"floor-{hashlib.sha256(text).hexdigest()[:12]}"
-    if not path.exists():
-        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-        if not compiler:
-            raise Absent("not installed: a C compiler (cc)")
-        half = path.with_name(f"{path.name}.{state.Creator.this().stamp}")
-        try:
-            subprocess.run([compiler, "-O2", "-o", half, *SOURCES], check=True, capture_output=True, text=True)
-            half.replace(path)
-        except subprocess.CalledProcessError as error:
-            raise Absent(f"{compiler} cannot compile it: {error.stderr.strip().splitlines()[0]}") from None
-        finally:
-            half.unlink(missing_ok=True)
-    return path
+    return compiling.compiled("floor", SOURCES, [HEADER])
 
 
 def arguments(ground: Ground) -> list[str]:

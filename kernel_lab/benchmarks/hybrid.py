@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from kernel_lab.benchmarks.contestant import Start, command
 from kernel_lab.kernel.calls import syscall
 from kernel_lab.kernel.flags import CLONE, MNT, MS
 
+T = TypeVar("T")
 V2 = Path("/sys/fs/cgroup/unified")
 
 
 @contextmanager
-def without_v2() -> Iterator[Callable[[Sequence[str]], Start]]:
-    """What runs commands where cgroup version 2 is out of sight, if it is one of two here.
+def without_v2(call: Callable[[Sequence[str]], T]) -> Iterator[Callable[[Sequence[str]], T]]:
+    """What runs commands, by `call`, where cgroup version 2 is out of sight, if it is one of two here.
 
     A thread that has left the mount namespace of the others (unshare(2)) starts them. A program in between would do as well, but its time would
     be counted.
@@ -23,10 +24,10 @@ def without_v2() -> Iterator[Callable[[Sequence[str]], Start]]:
     controllers = V2 / "cgroup.controllers"
     # An ordinary user cannot leave it, and then crun says itself what it lacks.
     if os.geteuid() or not controllers.exists() or not controllers.read_text().strip():
-        yield command
+        yield call
         return
     with ThreadPoolExecutor(1, initializer=_leave) as thread:
-        yield lambda words: thread.submit(command, words).result()
+        yield lambda words: thread.submit(call, words).result()
 
 
 def _leave() -> None:

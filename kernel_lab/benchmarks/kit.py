@@ -10,6 +10,7 @@ from kernel_lab.container import Container
 from kernel_lab.namespaces.ipc import IPC
 from kernel_lab.namespaces.mnt import Mount
 from kernel_lab.namespaces.net import Net
+from kernel_lab.namespaces.part import Part
 from kernel_lab.namespaces.pid import PID
 from kernel_lab.namespaces.user import User
 from kernel_lab.namespaces.uts import UTS
@@ -18,9 +19,14 @@ from kernel_lab.unionfs.overlay import Overlay
 
 def container(ground: Ground) -> Container:
     """What the floor makes: of the mounts, the root and /proc."""
+    return Container(*parts(ground), *((Cgroup(**LIMITS),) if ground.layered else ()))
+
+
+def parts(ground: Ground) -> tuple[Part, ...]:
+    """Its six namespaces, and the root."""
     net = Net(ground.network.bridge) if ground.network else Net()
-    root, group = (Overlay(ground.root), (Cgroup(**LIMITS),)) if ground.layered else (ground.root, ())
-    return Container(User(), UTS(ground.hostname), IPC(), PID(), net, Mount(root, sys=False, dev=False), *group)
+    root = Overlay(ground.root) if ground.layered else ground.root
+    return User(), UTS(ground.hostname), IPC(), PID(), net, Mount(root, sys=False, dev=False)
 
 
 class Kit:

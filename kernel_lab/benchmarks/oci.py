@@ -12,7 +12,8 @@ CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SETUID", "CAP_SETGID", "C
 
 
 # What contestant.LIMITS says, in the specification's words.
-RESOURCES = {"memory": {"limit": 64 << 20}, "pids": {"limit": 64}, "cpu": {"quota": 50_000, "period": 100_000}}
+RESOURCES = {"memory": {"limit": 64 << 20}, "pids": {"limit": 64}}
+QUOTA = {"cpu": {"quota": 50_000, "period": 100_000}}
 
 
 def bundle(ground: Ground, folder: Path, network: str | None = None, root: Path | None = None) -> Path:
@@ -41,6 +42,6 @@ def config(ground: Ground, network: str | None = None, root: Path | None = None)
             "namespaces": [*({"type": kind} for kind in KINDS), net],
             "uidMappings": [{"containerID": 0, "hostID": os.geteuid(), "size": 1}],
             "gidMappings": [{"containerID": 0, "hostID": os.getegid(), "size": 1}],
-            **({"resources": RESOURCES} if ground.layered else {}),
+            **({"resources": RESOURCES | (QUOTA if ground.quota else {})} if ground.layered else {}),
         },
     }

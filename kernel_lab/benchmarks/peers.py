@@ -5,10 +5,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 from kernel_lab import state
 from kernel_lab.benchmarks import hybrid, oci, outside
-from kernel_lab.benchmarks.contestant import Absent, Ground, Run, Start, command
+from kernel_lab.benchmarks.contestant import Absent, Ground, Run, command
+
+T = TypeVar("T")
 
 
 class Peer:
@@ -31,6 +34,10 @@ class Peer:
         if not found:
             raise Absent("not installed")
         return found
+
+    def surroundings(self, call: Callable[[Sequence[str]], T]) -> AbstractContextManager[Callable[[Sequence[str]], T]]:
+        """What its command lines are run by: `call`, where this program can work."""
+        return nullcontext(call)
 
 
 class Unshare(Peer):
@@ -72,10 +79,6 @@ class Runtime(Peer):
 
     without_groups: tuple[str, ...] = ()
 
-    def surroundings(self) -> AbstractContextManager[Callable[[Sequence[str]], Start]]:
-        """What its command lines are run by."""
-        return nullcontext(command)
-
     @contextmanager
     def ready(self, ground: Ground) -> Iterator[Run]:
         folder = ground.folder / self.program
@@ -89,7 +92,7 @@ class Runtime(Peer):
         line = outside.wrapped(words, ground.network, file) if ground.network else words
         line = outside.layered(words, ground.root, place) if ground.layered else line
         try:
-            with self.surroundings() as runs:
+            with self.surroundings(command) as runs:
                 yield lambda: runs(line)
         finally:
             if any((folder / "state").glob("*")):
@@ -101,8 +104,8 @@ class Crun(Runtime):
     includes = "six namespaces, map, host name, bind, pivot_root, /proc, loopback; more: nodes in /dev, capabilities, its state on disk"
     without_groups = ("--cgroup-manager=disabled",)
 
-    def surroundings(self) -> AbstractContextManager[Callable[[Sequence[str]], Start]]:
-        return hybrid.without_v2()
+    def surroundings(self, call: Callable[[Sequence[str]], T]) -> AbstractContextManager[Callable[[Sequence[str]], T]]:
+        return hybrid.without_v2(call)
 
 
 class Runc(Runtime):

@@ -56,10 +56,12 @@ class Report:
     def row(self, case: str, who: str) -> Row:
         return next(row for row in self.rows if (row.case, row.who) == (case, who))
 
+    def facts(self) -> dict[str, Any]:
+        """All that `json` says."""
+        return {"rows": [asdict(row) for row in self.rows], "rounds": self.rounds, "machine": self.machine, "includes": self.includes}
+
     def json(self) -> str:
-        rows = [asdict(row) for row in self.rows]
-        everything = {"rows": rows, "rounds": self.rounds, "machine": self.machine, "includes": self.includes}
-        return json.dumps(everything, indent=2, ensure_ascii=False)
+        return json.dumps(self.facts(), indent=2, ensure_ascii=False)
 
     def _notes(self) -> list[str]:
         """Below the table: what was counted, and where."""
@@ -93,7 +95,7 @@ class Report:
             first = first or axes
             self._panel(axes, case)
         if file is not None:
-            figure.savefig(file)
+            save(figure, file)
         return figure
 
     def _panel(self, axes: Any, case: str) -> None:
@@ -117,12 +119,17 @@ class Report:
 
 def png(figure: Any) -> bytes:
     """A matplotlib figure as PNG."""
+    file = io.BytesIO()
+    save(figure, file, format="png")
+    return file.getvalue()
+
+
+def save(figure: Any, file: str | Path | io.BytesIO, **options: str) -> None:
+    """Writes a matplotlib figure."""
     from matplotlib import font_manager
 
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
+    figure.savefig(file, **options)
     font_manager._get_font.cache_clear()  # type: ignore[attr-defined]  # for each thread matplotlib keeps the fonts' files open, for good
-    return file.getvalue()
 
 
 def check_picture(file: str | Path) -> None:

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from kernel_lab.kernel.table import Table
 from kernel_lab.kernel import mountinfo, procfs
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.procfs import CgroupLine
+from kernel_lab.kernel.table import Table
 
 KNOWN = Path("/proc/cgroups")
 V1, V2 = 1, 2

@@ -12,9 +12,9 @@ from kernel_lab.cgroups.hierarchies import V1, Controller, controllers
 from kernel_lab.cgroups.layout import Directory, layout
 from kernel_lab.cgroups.limits import Limits, Words
 from kernel_lab.cgroups.making import made
-from kernel_lab.kernel.table import Table
 from kernel_lab.cgroups.writes import Write
 from kernel_lab.kernel.program import Handle, Row, call
+from kernel_lab.kernel.table import Table
 from kernel_lab.namespaces.part import Part, Plan, Starting
 
 

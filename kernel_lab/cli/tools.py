@@ -67,6 +67,45 @@ def layers(rounds: int, count: int, as_json: bool) -> None:
     click.echo(report.json() if as_json else str(report))
 
 
+@bench.command()
+@click.option("--count", default=500, show_default=True, help="Containers of each contestant.")
+@click.option("--who", multiple=True, help="Only this contestant.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="A picture into this file.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with what each next one took.")
+def density(count: int, who: tuple[str, ...], plot: str | None, as_json: bool) -> int:
+    """How many idle containers fit, and the time and memory of each next one: this kit, and other runtimes."""
+    from kernel_lab.benchmarks.density import bench_density
+
+    return bench_density(count, who or None, as_json, plot)
+
+
+@bench.command()
+@click.option("--rounds", default=20, show_default=True, help="Repetitions, of containers.")
+@click.option("--guest-rounds", default=3, show_default=True, help="Repetitions, of virtual machines.")
+@click.option("--crowd", default=10, show_default=True, help="Idle containers to see what the next one takes.")
+@click.option("--guests", default=2, show_default=True, help="Idle virtual machines, for the same.")
+@click.option("--who", multiple=True, help="Only this row.")
+@click.option("--case", "cases", multiple=True, help="Only this column.")
+@click.option("--anew", is_flag=True, help="Measure what is there already, too.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="A picture into this file, and all numbers as JSON beside it.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def compare(
+    rounds: int,
+    guest_rounds: int,
+    crowd: int,
+    guests: int,
+    who: tuple[str, ...],
+    cases: tuple[str, ...],
+    anew: bool,
+    plot: str | None,
+    as_json: bool,
+) -> int:
+    """Containers and virtual machines side by side. Each row is kept: an interrupted run goes on where it was."""
+    from kernel_lab.benchmarks.compare import Size, bench_compare
+
+    return bench_compare(Size(rounds, guest_rounds, crowd, guests), who or None, cases or None, anew, as_json, plot)
+
+
 @click.command(name="version")
 def version_command() -> None:
     """The kit's version, the kernel's and Python's."""

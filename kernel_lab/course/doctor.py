@@ -37,6 +37,7 @@ COMMANDS = (
     ("cc", "gcc", "klab bench: the C program", False),
     ("crun", "crun", "every lab, beside the kit", False),
     ("runc", "runc", "klab bench", False),
+    ("lxc-start", "lxc", "lab 17, beside the kit", False),
     ("bwrap", "bubblewrap", "klab bench", False),
 )
 

@@ -19,6 +19,7 @@ KINDS = (*procfs.NAMESPACES, "pid_for_children", "time_for_children")
 ANONYMOUS = re.compile(r":\[\d+\]$")
 CGROUPS = "/sys/fs/cgroup"
 CGROUP_DEPTH = 8
+LASTING = "vm"  # of a run directory: the lab VM outlives whoever starts it
 
 # linux/netlink.h, linux/netfilter/nfnetlink.h and nf_tables.h
 NETLINK_NETFILTER = 12
@@ -113,7 +114,9 @@ def ipc(processes: Collection[int]) -> Iterator[str]:
 
 def records(run: str) -> Iterator[str]:
     """The files below a run directory, other than locks: those stay, since a lock that is removed locks nothing."""
-    for directory, _, files in os.walk(run):
+    for directory, folders, files in os.walk(run):
+        if directory == run:
+            folders[:] = [name for name in folders if name != LASTING]
         yield from (os.path.join(directory, name) for name in files if not name.endswith("lock"))
 
 

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from kernel_lab.kernel.table import Table
 from kernel_lab.kernel.calls import syscall
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.structs import sigset
+from kernel_lab.kernel.table import Table
 from kernel_lab.machines import kvm_abi as kvm
 from kernel_lab.machines.kvm_code import START, check
 from kernel_lab.machines.kvm_exits import Device, Exit, Hex, Registers, access, nobody
@@ -64,6 +64,10 @@ class Machine:
             address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
             _ioctl(self._vm, kvm.SET_USER_MEMORY_REGION, kvm.MEMORY_REGION.pack(0, 0, 0, self.size, address))
             self._cpu = _closed(made, _ioctl(self._vm, kvm.CREATE_VCPU))
+            # Which modes the processor knows: without them all, newer kernels let it into none but the first (SET_SREGS).
+            features = ctypes.create_string_buffer(struct.pack("<II", kvm.FEATURES, 0), 8 + kvm.FEATURES * kvm.FEATURE)
+            _ioctl(device, kvm.GET_SUPPORTED_CPUID, features)
+            _ioctl(self._cpu, kvm.SET_CPUID2, features)
             self._run = made.enter_context(mmap.mmap(self._cpu, _ioctl(device, kvm.GET_VCPU_MMAP_SIZE)))
             self._prepare()
             self._made = made.pop_all()

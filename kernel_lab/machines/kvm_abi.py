@@ -5,12 +5,14 @@ import struct
 
 GET_API_VERSION, CREATE_VM, GET_VCPU_MMAP_SIZE, CREATE_VCPU, SET_TSS_ADDR, RUN = 0xAE00, 0xAE01, 0xAE04, 0xAE41, 0xAE47, 0xAE80
 SET_USER_MEMORY_REGION, SET_SIGNAL_MASK = 0x4020AE46, 0x4004AE8B
+GET_SUPPORTED_CPUID, SET_CPUID2 = 0xC008AE05, 0x4008AE90
 GET_REGS, SET_REGS, GET_SREGS, SET_SREGS = 0x8090AE81, 0x4090AE82, 0x8138AE83, 0x4138AE84
 NAMES = {number: f"KVM_{name}" for name, number in list(globals().items()) if name.isupper()}
 API_VERSION = 12  # the only one there has ever been; a program is to refuse another (Documentation/virt/kvm/api.rst)
 
 MEMORY_REGION = struct.Struct("<IIQQQ")  # slot, flags, the guest's physical address, size, our address
 REGISTERS = struct.Struct("<18Q")
+FEATURES, FEATURE = 256, 40  # struct kvm_cpuid2: room for so many answers of the instruction cpuid, of so many bytes
 
 # struct kvm_run, the page that kernel and VMM share: whether to come out before the guest goes on, why it came out, and what more there is to say.
 IMMEDIATE_EXIT, REASON, DETAILS = 1, 8, 32

@@ -10,8 +10,8 @@ imitates may be another than the one that it runs on.
 import time
 from collections.abc import Callable
 
-from kernel_lab.kernel.table import Table
 from kernel_lab.kernel.errors import UsageError
+from kernel_lab.kernel.table import Table
 from kernel_lab.machines.kvm_code import START, check
 from kernel_lab.machines.kvm_exits import Device, Exit, Hex, Registers, access, nobody
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from needs import reason
 
-from kernel_lab import PID, UTS, Container, User
+from kernel_lab import PID, UTS, Container, UsageError, User, rootfs
 from kernel_lab.kernel.executors import available
 from kernel_lab.kernel.snapshot import at_work, snapshot
 
@@ -56,6 +56,14 @@ def _start_one() -> None:
             Container(*([] if os.geteuid() == 0 else [User()]), part).run("true")
 
 
+def _kits_root() -> set[str]:
+    """What is at the top of the root that all labs use, whose outputs show it."""
+    try:
+        return set(os.listdir(rootfs.busybox()))
+    except UsageError:
+        return set()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def run_directory() -> Iterator[Path]:
     """KERNEL_LAB_RUN for the session: its records are nobody else's, and what it starts is known by it."""
@@ -63,8 +71,9 @@ def run_directory() -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, at_work():
         patch.setenv("KERNEL_LAB_RUN", str(directory))
         _start_one()
-        first = snapshot()
+        first, root = snapshot(), _kits_root()
         yield directory
+        assert _kits_root() - root == set(), "a test has left something in the root of all labs"
         # What a library keeps open until the process ends is no leak of the session; everything else is.
         leaks = first.leaks(PATIENCE, but=("descriptor",))
         shutil.rmtree(directory)

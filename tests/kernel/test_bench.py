@@ -15,7 +15,7 @@ import pytest
 from waiting import soon
 
 from kernel_lab.benchmarks import floor, start
-from kernel_lab.benchmarks.contestant import Absent, Contestant, Ground, Start
+from kernel_lab.benchmarks.contestant import Absent, Contestant, Ground, Start, command
 from kernel_lab.benchmarks.engines import Docker, Engine
 from kernel_lab.benchmarks.ground import ground
 from kernel_lab.benchmarks.hybrid import without_v2
@@ -306,7 +306,7 @@ def test_a_runtime_leaves_no_state_and_no_cgroup(one: Crun | Runc, asking: Groun
 @pytest.mark.needs("root")
 def test_only_the_thread_that_needs_it_leaves_the_mount_namespace() -> None:
     mounts, namespace = Path("/proc/self/mountinfo").read_text(), ours("mnt")
-    with without_v2() as run:
+    with without_v2(command) as run:
         inside = run(["cat", "/proc/self/mountinfo"]).stdout
     assert (ours("mnt"), Path("/proc/self/mountinfo").read_text()) == (namespace, mounts)
     v2 = Path("/sys/fs/cgroup/unified/cgroup.controllers")

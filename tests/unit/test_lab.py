@@ -60,7 +60,7 @@ def test_help_names_every_command_and_sets_nothing_up(checkout: Path) -> None:
     for asked in ([], ["help"], ["--help"]):
         done = lab(checkout, *asked)
         assert done.returncode == 0
-        assert set(re.findall(r"^  (\w+) ", done.stdout, re.M)) == {"up", "test", "run", "klab", "python", "build", "help"}
+        assert set(re.findall(r"^  (\w+) ", done.stdout, re.M)) == {"up", "test", "run", "vm", "klab", "python", "build", "help"}
     assert not (checkout / ".venv").exists()
 
 
@@ -179,10 +179,10 @@ class Machine:
     def log(self) -> str:
         return f'echo "$DEBIAN_FRONTEND $*" >>{self.folder}/log'
 
-    def provision(self, packages: str) -> Done:
+    def provision(self, packages: str, *uses: str) -> Done:
         (self.folder / "vm/packages").write_text(packages)
         environment = {"PATH": f"{self.folder}/bin:/usr/bin:/bin"}
-        return subprocess.run(["sh", self.folder / "vm/provision"], env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(["sh", self.folder / "vm/provision", *uses], env=environment, capture_output=True, text=True, check=False)
 
     def asked(self) -> list[list[str]]:
         """The words of each apt-get that did something, without its options."""
@@ -211,6 +211,13 @@ def test_what_is_missing_comes_with_one_update_and_one_installation(machine: Mac
     assert machine.asked() == [["update"], ["install", "tree", "file"]]
 
 
+@pytest.mark.parametrize(("uses", "wanted"), [((), ["tree"]), (("vm",), ["tree", "kernel"]), (("vm", "ci"), ["tree", "kernel", "box"])])
+def test_what_is_for_one_use_alone_comes_where_that_is_named(machine: Machine, uses: tuple[str, ...], wanted: list[str]) -> None:
+    (machine.folder / "released").write_text("tree\nkernel\nbox\n")
+    assert machine.provision("tree  # a reason\nkernel  # [vm] its own\nbox  # [ci] for a test\n", *uses).returncode == 0
+    assert machine.asked() == [["update"], ["install", *wanted]]
+
+
 def test_a_package_that_the_release_lacks_is_named_and_left_out(machine: Machine) -> None:
     (machine.folder / "released").write_text("tree\n")
     done = machine.provision("tree\npasst\n")
@@ -237,7 +244,7 @@ def test_a_static_busybox_takes_the_place_of_the_other(machine: Machine) -> None
 
 def test_a_package_that_cannot_be_installed_does_not_keep_the_others_out(machine: Machine) -> None:
     (machine.folder / "released").write_text("tree\nbroken\n")
-    machine.apt_get(simulate='case "$*" in *broken) exit 100 ;; esac')
+    machine.apt_get(simulate='case "$*" in *broken*) exit 100 ;; esac')
     done = machine.provision("broken\ntree\n")
     assert done.returncode == 0
     assert machine.asked() == [["update"], ["install", "tree"]]

@@ -1,0 +1,174 @@
+"""Virtual machines as boxes: a stock kernel with the ground's root as its first and only one, and the program as the child of its process 1."""
+
+import itertools
+import json
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from kernel_lab.benchmarks.contestant import Absent, Ground
+from kernel_lab.benchmarks.runners import IDLE, Boxes, Stop, named, started
+from kernel_lab.kernel.errors import UsageError
+from kernel_lab.machines.accelerator import accelerator
+from kernel_lab.machines.initramfs import archive, stock_kernel
+from kernel_lab.machines.qemu import Qemu, emulator
+
+BEGIN, END = "klab-begin", "klab-end"
+MEMORY = 128 << 20
+BOOT, WORK = 120.0, 300.0  # seconds of patience: under emulation, on a busy machine
+LOOK = 0.0005
+QUIET = "loglevel=1 panic=-1"  # with 0, not even a panic says a word (console_verbose)
+
+
+class GuestBoxes:
+    """A machine for each. It is ended by its plug: it has nothing to lose."""
+
+    def __init__(self, ground: Ground, kernel: Path, accelerator: str) -> None:
+        self.ground, self.kernel, self.accelerator = ground, kernel, accelerator
+
+    def machine(self, number: int, init: str) -> Qemu:
+        """One that is not started yet; `init`: what its process 1 does."""
+        initrd = self.ground.folder / f"initrd{number}"
+        initrd.write_bytes(archive(self.ground.root, init))
+        return Qemu(memory=MEMORY, accelerator=self.accelerator, kernel=self.kernel, initrd=initrd, append=QUIET)
+
+    def idle(self, number: int) -> Stop:
+        with ExitStack() as made:
+            machine = made.enter_context(self.machine(number, f"echo {BEGIN}; exec {shlex.join(IDLE)}"))
+            machine.console.wait(BEGIN, BOOT)
+            return made.pop_all().close
+
+    @contextmanager
+    def output(self, *words: str) -> Iterator[Iterator[str]]:
+        # A moment for the console to say all, since the power goes at once.
+        with self.machine(0, f"echo {BEGIN}; {shlex.join(words)}; echo {END}; sleep 1; poweroff -f") as machine:
+            yield _said(machine)
+
+
+def _said(machine: Qemu) -> Iterator[str]:
+    """The lines between the two marks, as they come. Raises TimeoutError for a machine that does not boot, or does not come to an end."""
+    machine.console.wait(BEGIN, BOOT)
+    return between(_lines(machine))
+
+
+def between(lines: Iterator[str]) -> Iterator[str]:
+    """What a guest's program has printed, of all that was on the console."""
+    for line in lines:
+        if BEGIN in line:
+            break
+    return itertools.takewhile(lambda line: END not in line, lines)
+
+
+def _lines(machine: Qemu) -> Iterator[str]:
+    lines, end = machine.console.lines, time.monotonic() + WORK
+    for number in itertools.count():
+        # Whether it has ended is asked first: what it said last may still come before the answer, and not after it.
+        while not (ended := machine.console.closed) and number == len(lines):
+            if time.monotonic() > end:
+                raise TimeoutError(f"the machine's program has not ended in {WORK:.0f} s")
+            time.sleep(LOOK)
+        if ended and number == len(lines):
+            return
+        yield f"{lines[number].text}\n"
+
+
+class Emulated:
+    """By QEMU's emulator: every instruction is translated."""
+
+    who = "QEMU, emulation"
+    includes = "QEMU and its firmware, a stock kernel, busybox; one processor, 128 MB, a serial console; no disk, no network"
+    networks = False
+
+    def version(self) -> str | None:
+        try:
+            program = emulator().program
+        except UsageError:
+            return None
+        words = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split()
+        return next((word for word in words if word[0].isdigit()), None)
+
+    @contextmanager
+    def ready(self, ground: Ground) -> Iterator[Boxes]:
+        try:
+            emulator()
+            kernel = stock_kernel()
+        except UsageError as error:
+            raise Absent(str(error)) from None
+        yield GuestBoxes(ground, kernel, self.accelerator(kernel))
+
+    def accelerator(self, kernel: Path) -> str:
+        return "tcg"
+
+
+class Kvm(Emulated):
+    """The same with the processor's own virtualisation."""
+
+    who = "KVM"
+    includes = "as QEMU by emulation, but the guest's instructions run on the processor"
+
+    def accelerator(self, kernel: Path) -> str:
+        if accelerator(kernel) != "kvm":
+            raise Absent("no KVM that boots a kernel here: it needs a processor with virtualisation, or the lab's virtual machine (./lab vm)")
+        return "kvm"
+
+
+class XenBoxes:
+    """By xl(1): a para-virtualised guest, whose console is read."""
+
+    def __init__(self, ground: Ground, kernel: Path) -> None:
+        self.ground, self.kernel = ground, kernel
+
+    def idle(self, number: int) -> Stop:
+        config = self._config(number, f"echo {BEGIN}; exec {shlex.join(IDLE)}")
+        with ExitStack() as made:
+            lines = made.enter_context(self._created(number, config))
+            next(line for line in lines if BEGIN in line)
+            return made.pop_all().close
+
+    @contextmanager
+    def output(self, *words: str) -> Iterator[Iterator[str]]:
+        with self._created(0, self._config(0, f"echo {BEGIN}; {shlex.join(words)}; echo {END}; sleep 1; poweroff -f")) as lines:
+            yield between(lines)
+
+    @contextmanager
+    def _created(self, number: int, config: Path) -> Iterator[IO[str]]:
+        """A guest that runs, and its console."""
+        with started(["xl", "create", "-c", "-q", str(config)]) as process:
+            assert process.stdout
+            try:
+                yield process.stdout
+            finally:
+                subprocess.run(["xl", "destroy", named(number)], stdin=subprocess.DEVNULL, capture_output=True)
+                process.kill()
+
+    def _config(self, number: int, init: str) -> Path:
+        initrd, config = self.ground.folder / f"initrd{number}", self.ground.folder / f"xl{number}.cfg"
+        initrd.write_bytes(archive(self.ground.root, init))
+        values = {"name": named(number), "kernel": str(self.kernel), "ramdisk": str(initrd), "extra": f"console=hvc0 {QUIET}", "on_crash": "destroy"}
+        config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()) + f"memory = {MEMORY >> 20}\nvcpus = 1\n")
+        return config
+
+
+class Xen:
+    """A guest of a hypervisor's of its own, which must have booted this machine."""
+
+    who = "Xen"
+    includes = "a para-virtualised guest of the hypervisor under this kernel"
+    networks = False
+
+    def version(self) -> str | None:
+        return None
+
+    @contextmanager
+    def ready(self, ground: Ground) -> Iterator[Boxes]:
+        kind = Path("/sys/hypervisor/type")
+        if not shutil.which("xl"):
+            raise Absent("not installed: xl (Debian's xen-utils)")
+        if not kind.exists() or kind.read_text().strip() != "xen":
+            raise Absent("no Xen hypervisor under this kernel")
+        yield XenBoxes(ground, stock_kernel())
