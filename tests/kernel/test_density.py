@@ -61,6 +61,7 @@ def sleeping(pids: set[int]) -> set[int]:
     return found
 
 
+@pytest.mark.needs("root")  # whose runtimes leave no process of their own behind; podman's pause stays with every other user
 @pytest.mark.parametrize("one", RUNNERS, ids=lambda one: one.who)
 def test_idle_boxes_run_until_they_are_stopped_or_it_is_said_why_not(one: Runner) -> None:
     with ground(False, layered=True) as place:
