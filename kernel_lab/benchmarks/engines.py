@@ -1,9 +1,11 @@
 """Docker and podman: a whole engine between the wish and the container. Each has an image of the ground's root, and its own bridge."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from kernel_lab.benchmarks import hybrid
 from kernel_lab.benchmarks.contestant import Absent, Ground, Run, command
@@ -63,8 +65,30 @@ class Podman(Engine):
     # Its own defaults are higher than what a root without CAP_SYS_RESOURCE may have.
     own = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
 
+    @contextmanager
+    def imported(self, ground: Ground) -> Iterator[list[str]]:
+        before = _pauses()
+        try:
+            with super().imported(ground) as words:
+                yield words
+        finally:
+            for pid in _pauses() - before:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
     def surroundings(self, call: Callable[[Sequence[str]], T]) -> AbstractContextManager[Callable[[Sequence[str]], T]]:
         return hybrid.without_v2(call)  # its runtime is crun
+
+
+def _pauses() -> set[int]:
+    """What an ordinary user's podman leaves behind itself: a process that holds the user namespace of all that user's containers."""
+    return {int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if _is_own_pause(path)}
+
+
+def _is_own_pause(comm: Path) -> bool:
+    with suppress(OSError):  # it has ended meanwhile
+        return comm.read_text() == "podman pause\n" and comm.stat().st_uid == os.geteuid()
+    return False
 
 
 def _archive(ground: Ground) -> bytes:
