@@ -105,13 +105,11 @@ def _cell(one: Runner, case: str, size: Size) -> Cell:
     """Raises Absent where the runner is not to be had at all; what it cannot do is a note."""
     guest = one in GUEST_RUNNERS
     if case in NETWORKED and not one.networks:
-        return Cell(note="it has none here" if guest else "it joins what its caller makes")
-    if case in ON_DISK and guest:
-        return Cell(note="it has none here")
+        return Cell(note="it joins what its caller makes")
     if case in NETWORKED and os.geteuid():
         return Cell(note="needs root, as bridges do")
     with ExitStack() as made:
-        place = made.enter_context(ground(case in NETWORKED, layered=True, quota=False))
+        place = made.enter_context(ground(case in NETWORKED, layered=True, quota=False, disk=case in ON_DISK))
         shutil.copy(compiled.work(), place.root / "bin/work")
         boxes = made.enter_context(one.ready(place))
         plain = made.enter_context(PLAIN.ready(place))

@@ -43,6 +43,7 @@ class Ground:
     """What is the same for all: the root, the command that is run in it, the network, and a directory for what somebody needs besides.
 
     `layered`: the root is the lower layer of an overlay, and the container is in a control group with LIMITS; `quota`: that of CPU time among them.
+    `disk`: what has no file of the host's to write to gets a disk.
     """
 
     root: Path
@@ -52,6 +53,7 @@ class Ground:
     hostname: str = "box"
     layered: bool = False
     quota: bool = True
+    disk: bool = False
 
     @property
     def limits(self) -> Words:

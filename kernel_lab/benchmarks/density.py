@@ -1,7 +1,7 @@
-"""`klab bench density`: how many containers fit, and what each next one takes in time and memory.
+"""`klab bench density`: how many containers fit, and how many machines, and what each next one takes in time and memory.
 
 Every contestant starts idle containers, one after the other, until there are enough or the machine's memory says stop: `sleep` in six new
-namespaces, on an overlay of its own, in a control group. Memory is measured twice. Once for the machine as a whole (MemAvailable before and after),
+namespaces, on an overlay of its own, in a control group; or in a virtual machine. Memory is measured twice. Once for the machine as a whole (MemAvailable before and after),
 in which everything is that belongs to a container, and whatever others did meanwhile; and once as a sum of parts: the kernel's own (slabs, stacks,
 page tables, counters) and the proportional memory of all processes that came, and of this one, as far as it has grown.
 """
@@ -24,6 +24,7 @@ from kernel_lab.benchmarks.accounts import Memory
 from kernel_lab.benchmarks.contestant import Absent
 from kernel_lab.benchmarks.engines import Docker, Podman
 from kernel_lab.benchmarks.ground import ground
+from kernel_lab.benchmarks.guests import Emulated, Kvm, Xen
 from kernel_lab.benchmarks.machine import machine
 from kernel_lab.benchmarks.peers import Crun, Runc
 from kernel_lab.benchmarks.report import Report, Row, check_picture, save
@@ -32,7 +33,10 @@ from kernel_lab.benchmarks.runtimes import EngineRunner, Lxc, OciRunner
 from kernel_lab.kernel.errors import KernelError, UsageError
 
 COUNT = 500
-RUNNERS: tuple[Runner, ...] = (Kit(), Lxc(), OciRunner(Crun()), OciRunner(Runc()), EngineRunner(Podman()), EngineRunner(Docker()))
+RUNNERS: tuple[Runner, ...] = (
+    *(Kit(), Lxc(), OciRunner(Crun()), OciRunner(Runc()), EngineRunner(Podman()), EngineRunner(Docker())),
+    *(Emulated(), Kvm(), Xen()),
+)
 FLOOR = RUNNERS[0].who
 RESERVE = 0.2  # of the machine's memory stays available
 MEGABYTE = 1 << 20

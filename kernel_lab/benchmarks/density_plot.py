@@ -1,4 +1,4 @@
-"""The picture of a density: for each next container its memory and its time. Readable in grey, and on a dark page: an opaque card."""
+"""The picture of a density: for each next one its memory and its time. Readable in grey, and on a dark page: an opaque card."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from kernel_lab.benchmarks.density import MEGABYTE, Crowd
 # Told apart by their dashes and marks as well as by their colours (Okabe and Ito's, which stay apart in grey).
 STYLES = (("#0072b2", "-", "o"), ("#d55e00", "--", "s"), ("#009e73", "-.", "^"), ("#cc79a7", ":", "D"), ("#e69f00", "-", "v"), ("#000000", "--", "x"))
 MARKS = 12
+APART = 30
 
 
 def drawn(crowds: Mapping[str, Crowd]) -> Any:
-    """Two panels on one axis: the number of containers that run."""
+    """Two panels on one axis: the number of those that run."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     figure = Figure(figsize=(8.5, 3.4), dpi=72, layout="constrained", facecolor="white")
     memory, time = figure.subplots(1, 2)
@@ -22,17 +22,37 @@ def drawn(crowds: Mapping[str, Crowd]) -> Any:
         _line(memory, numbers, [used / MEGABYTE for used in crowd.used], style, who)
         time.plot(numbers, [second * 1000 for second in crowd.seconds], ",", color="0.6")
         _line(time, numbers, _smoothed([second * 1000 for second in crowd.seconds]), style, who)
-    memory.set(title="memory in use", xlabel="containers that run", ylabel="MB, of the whole machine", ylim=(0, None))
-    time.set(title="time for the next one", xlabel="containers that run", ylabel="milliseconds", yscale="log")
-    # In plain text: for powers of ten matplotlib would set formulas, whose fonts it then keeps open.
-    time.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    time.yaxis.set_minor_locator(NullLocator())
+    memory.set(title="memory in use", xlabel="how many run", ylabel="MB, of the whole machine", ylim=(0, None))
+    time.set(title="time for the next one", xlabel="how many run", ylabel="milliseconds")
+    time.set_yscale("log")
+    _in_plain_text(time.yaxis, (1, 2, 5))
+    if _apart(crowds):
+        memory.set_yscale("log", nonpositive="mask")
+        memory.set_ylim(0.1, None)
+        _in_plain_text(memory.yaxis, (1,))
+        for axes in (memory, time):
+            axes.set_xscale("log")
+            _in_plain_text(axes.xaxis, (1, 2, 5))
     for axes in (memory, time):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
     return figure
+
+
+def _apart(crowds: Mapping[str, Crowd]) -> bool:
+    """Whether what one of them takes could not be seen beside what another one takes: containers beside machines."""
+    each = [max(crowd.used[-1], 1) / crowd.count for _, crowd in _that_ran(crowds)]
+    return bool(each) and max(each) > APART * min(each)
+
+
+def _in_plain_text(axis: Any, steps: tuple[int, ...]) -> None:
+    """Of a logarithmic axis: for powers of ten matplotlib would set formulas, whose fonts it then keeps open."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_minor_locator(NullLocator())
 
 
 def _that_ran(crowds: Mapping[str, Crowd]) -> Iterator[tuple[str, Crowd]]:

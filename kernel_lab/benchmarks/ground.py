@@ -15,7 +15,7 @@ COMMAND = ("/bin/true",)
 
 
 @contextmanager
-def ground(bridged: bool, command: tuple[str, ...] = COMMAND, layered: bool = False, quota: bool = True) -> Iterator[Ground]:
+def ground(bridged: bool, command: tuple[str, ...] = COMMAND, layered: bool = False, quota: bool = True, disk: bool = False) -> Iterator[Ground]:
     """A ground, with a bridge if it is `bridged`; nothing of either is left afterwards."""
     with ExitStack() as made:
         folder = Path(tempfile.mkdtemp(prefix=f"bench-{state.Creator.this().stamp}-", dir=state.data_dir()))
@@ -24,7 +24,7 @@ def ground(bridged: bool, command: tuple[str, ...] = COMMAND, layered: bool = Fa
         root = shutil.copytree(rootfs.busybox(), folder / "root", symlinks=True)
         network = made.enter_context(_bridge()) if bridged else None
         (folder / "layers").mkdir()
-        yield Ground(root, folder, command, network, layered=layered, quota=quota)
+        yield Ground(root, folder, command, network, layered=layered, quota=quota, disk=disk)
 
 
 @contextmanager

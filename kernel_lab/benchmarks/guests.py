@@ -1,4 +1,7 @@
-"""Virtual machines as boxes: a stock kernel with the ground's root as its first and only one, and the program as the child of its process 1."""
+"""Virtual machines as boxes: a stock kernel with the ground's root as its first and only one, and the program as the child of its process 1.
+
+One has a disk where the ground has it, a file of the host's with a file system; and a network card where there is a bridge, plugged into that.
+"""
 
 import itertools
 import json
@@ -9,20 +12,56 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from kernel_lab.benchmarks.contestant import Absent, Ground
 from kernel_lab.benchmarks.runners import IDLE, Boxes, Stop, named, started
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.machines.accelerator import accelerator
+from kernel_lab.machines.drivers import drivers
 from kernel_lab.machines.initramfs import archive, stock_kernel
 from kernel_lab.machines.qemu import Qemu, emulator
 
 BEGIN, END = "klab-begin", "klab-end"
-MEMORY = 128 << 20
+MEMORY, DISK = 128 << 20, 64 << 20
 BOOT, WORK = 120.0, 300.0  # seconds of patience: under emulation, on a busy machine
 LOOK = 0.0005
 QUIET = "loglevel=1 panic=-1"  # with 0, not even a panic says a word (console_verbose)
+
+
+class Devices(NamedTuple):
+    """What a kind of guest calls its disk, and the modules of its disk and of its network card."""
+
+    disk: str
+    for_disk: tuple[str, ...]
+    for_network: tuple[str, ...]
+
+
+VIRTIO = Devices("/dev/vda", ("virtio_pci", "virtio_blk"), ("virtio_pci", "virtio_net"))
+XEN = Devices("/dev/xvda", ("xen-blkfront",), ("xen-netfront",))
+
+
+def initrd(ground: Ground, number: int, kernel: Path, devices: Devices, init: str) -> Path:
+    """A guest's first root: its process 1 makes the ground's devices ready, and does what `init` says."""
+    modules: list[bytes] = []
+    setup = ""
+    if ground.disk:
+        modules += drivers(kernel, *devices.for_disk)
+        setup += f"until test -b {devices.disk}; do sleep 0.1; done; mkdir -p /mnt; mount -t ext4 {devices.disk} /mnt; cd /mnt\n"
+    if ground.network:
+        modules += drivers(kernel, *devices.for_network)
+        setup += f"until ip link set eth0 up; do sleep 0.1; done; ip address add {ground.network.address} dev eth0\n"
+    file = ground.folder / f"initrd{number}"
+    file.write_bytes(archive(ground.root, setup + init, modules))
+    return file
+
+
+def disk(ground: Ground, number: int) -> Path:
+    """A new one, with a file system in it."""
+    file = ground.layers / f"disk{number}"
+    file.unlink(missing_ok=True)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", file, f"{DISK >> 10}k"], check=True, capture_output=True)
+    return file
 
 
 class GuestBoxes:
@@ -33,9 +72,22 @@ class GuestBoxes:
 
     def machine(self, number: int, init: str) -> Qemu:
         """One that is not started yet; `init`: what its process 1 does."""
-        initrd = self.ground.folder / f"initrd{number}"
-        initrd.write_bytes(archive(self.ground.root, init))
-        return Qemu(memory=MEMORY, accelerator=self.accelerator, kernel=self.kernel, initrd=initrd, append=QUIET)
+        first_root = initrd(self.ground, number, self.kernel, VIRTIO, init)
+        options = [*self._disk(number), *self._network()]
+        return Qemu(*options, memory=MEMORY, accelerator=self.accelerator, kernel=self.kernel, initrd=first_root, append=QUIET)
+
+    def _disk(self, number: int) -> list[str]:
+        # Past the host's page cache, as containers' files are written here, too.
+        return ["-drive", f"file={disk(self.ground, number)},if=virtio,format=raw,cache=none"] if self.ground.disk else []
+
+    def _network(self) -> list[str]:
+        """A tap(4) that QEMU makes, and that goes with it."""
+        if not self.ground.network:
+            return []
+        script = self.ground.folder / "plug"
+        script.write_text(f"#!/bin/sh\nexec ip link set \"$1\" master {self.ground.network.bridge} up\n")
+        script.chmod(0o755)
+        return ["-netdev", f"tap,id=net,script={script},downscript=no", "-device", "virtio-net-pci,netdev=net,romfile="]
 
     def idle(self, number: int) -> Stop:
         with ExitStack() as made:
@@ -81,8 +133,8 @@ class Emulated:
     """By QEMU's emulator: every instruction is translated."""
 
     who = "QEMU, emulation"
-    includes = "QEMU and its firmware, a stock kernel, busybox; one processor, 128 MB, a serial console; no disk, no network"
-    networks = False
+    includes = "QEMU and its firmware, a stock kernel, busybox; one processor, 128 MB, a serial console; a disk and a network card for their columns"
+    networks = True
 
     def version(self) -> str | None:
         try:
@@ -147,10 +199,22 @@ class XenBoxes:
                 process.kill()
 
     def _config(self, number: int, init: str) -> Path:
-        initrd, config = self.ground.folder / f"initrd{number}", self.ground.folder / f"xl{number}.cfg"
-        initrd.write_bytes(archive(self.ground.root, init))
-        values = {"name": named(number), "kernel": str(self.kernel), "ramdisk": str(initrd), "extra": f"console=hvc0 {QUIET}", "on_crash": "destroy"}
-        config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()) + f"memory = {MEMORY >> 20}\nvcpus = 1\n")
+        """Its description for xl.cfg(5)."""
+        values: dict[str, str | int | list[str]] = {
+            "name": named(number),
+            "kernel": str(self.kernel),
+            "ramdisk": str(initrd(self.ground, number, self.kernel, XEN, init)),
+            "extra": f"console=hvc0 {QUIET}",
+            "memory": MEMORY >> 20,
+            "vcpus": 1,
+            "on_crash": "destroy",
+        }
+        if self.ground.disk:
+            values["disk"] = [f"format=raw,vdev=xvda,access=w,target={disk(self.ground, number)}"]
+        if self.ground.network:
+            values["vif"] = [f"bridge={self.ground.network.bridge}"]
+        config = self.ground.folder / f"xl{number}.cfg"
+        config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
         return config
 
 
@@ -158,11 +222,12 @@ class Xen:
     """A guest of a hypervisor's of its own, which must have booted this machine."""
 
     who = "Xen"
-    includes = "a para-virtualised guest of the hypervisor under this kernel"
-    networks = False
+    includes = "xl and a para-virtualised guest of the hypervisor under this kernel; else as QEMU by emulation"
+    networks = True
 
     def version(self) -> str | None:
-        return None
+        major, minor = (Path("/sys/hypervisor/version", part) for part in ("major", "minor"))
+        return f"{major.read_text().strip()}.{minor.read_text().strip()}" if major.exists() else None
 
     @contextmanager
     def ready(self, ground: Ground) -> Iterator[Boxes]:

@@ -6,11 +6,13 @@ In an instance of its own, so that nobody else's tracing is disturbed. Only root
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kernel_lab.kernel import mountinfo
-from kernel_lab.kernel.errors import UsageError
+from kernel_lab.kernel.calls import syscall
+from kernel_lab.kernel.errors import KernelError, UsageError
+from kernel_lab.kernel.flags import FSCONFIG, FSMOUNT, FSOPEN
 from kernel_lab.state import Creator
 
 EVENT = "events/raw_syscalls/sys_enter/enable"
@@ -26,23 +28,46 @@ def counting() -> Iterator[Counted]:
 
     Raises UsageError where this user cannot trace.
     """
-    place = next((Path(mount.point) for mount in mountinfo.mounts() if mount.kind == "tracefs"), Path("/sys/kernel/tracing"))
-    instance = place / "instances" / f"klab-{Creator.this().stamp}"
-    try:
-        instance.mkdir()
-    except OSError as error:
-        raise UsageError(f"{instance}: {error.strerror}; calls are counted by root, where tracefs is mounted") from None
-    try:
-        for name, text in (
-            ("buffer_size_kb", BUFFER),
-            ("options/event-fork", "1"),
-            ("set_event_pid", " ".join(os.listdir("/proc/self/task"))),
-            (EVENT, "1"),
-        ):
-            (instance / name).write_text(text)
-        yield lambda threads: _made(instance, threads)
-    finally:
-        instance.rmdir()
+    with _tracefs() as place:
+        instance = place / "instances" / f"klab-{Creator.this().stamp}"
+        try:
+            instance.mkdir()
+        except OSError as error:
+            raise UsageError(f"{instance}: {error.strerror}; calls are counted by root, where the kernel has tracefs") from None
+        try:
+            for name, text in (
+                ("buffer_size_kb", BUFFER),
+                ("options/event-fork", "1"),
+                ("set_event_pid", " ".join(os.listdir("/proc/self/task"))),
+                (EVENT, "1"),
+            ):
+                (instance / name).write_text(text)
+            yield lambda threads: _made(instance, threads)
+        finally:
+            instance.rmdir()
+
+
+@contextmanager
+def _tracefs() -> Iterator[Path]:
+    """Where it is mounted, or else a mount of it that is in nobody's tree (fsmount(2))."""
+    mounted = next((Path(mount.point) for mount in mountinfo.mounts() if mount.kind == "tracefs"), None)
+    if mounted:
+        yield mounted
+        return
+    with ExitStack() as opened:
+
+        def descriptor(call: str, *arguments: int | bytes) -> int:
+            file = syscall(call, *arguments)
+            opened.callback(os.close, file)
+            return file
+
+        try:
+            made = descriptor("fsopen", b"tracefs", int(FSOPEN.CLOEXEC))
+            syscall("fsconfig", made, int(FSCONFIG.CMD_CREATE), None, None, 0)
+            mount = descriptor("fsmount", made, int(FSMOUNT.CLOEXEC), 0)
+        except KernelError as error:
+            raise UsageError(f"tracefs: {error.strerror}; calls are counted by root, where the kernel has tracefs") from None
+        yield Path(f"/proc/self/fd/{mount}")
 
 
 def _made(instance: Path, threads: Collection[int]) -> set[int]:

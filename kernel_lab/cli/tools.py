@@ -68,12 +68,12 @@ def layers(rounds: int, count: int, as_json: bool) -> None:
 
 
 @bench.command()
-@click.option("--count", default=500, show_default=True, help="Containers of each contestant.")
+@click.option("--count", default=500, show_default=True, help="At most, of each contestant.")
 @click.option("--who", multiple=True, help="Only this contestant.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="A picture into this file.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, with what each next one took.")
 def density(count: int, who: tuple[str, ...], plot: str | None, as_json: bool) -> int:
-    """How many idle containers fit, and the time and memory of each next one: this kit, and other runtimes."""
+    """How many idle containers or machines fit, and the time and memory of each next one: this kit, other runtimes, QEMU, KVM, Xen."""
     from kernel_lab.benchmarks.density import bench_density
 
     return bench_density(count, who or None, as_json, plot)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,9 +39,10 @@ def build() -> None:
 @click.option("--port", default=0, help="The port of the loopback that leads to its ssh; without it, one that is free.")
 @click.option("--memory", default=labvm.MEMORY >> 20, show_default=True, help="In MB.")
 @click.option("--cpus", default=labvm.CPUS, show_default=True)
-def up(port: int, memory: int, cpus: int) -> None:
+@click.option("--xen", is_flag=True, help="Below the hypervisor Xen, as its first guest; with one processor.")
+def up(port: int, memory: int, cpus: int, xen: bool) -> None:
     """Start it, and put the kit as it is here into it."""
-    _up(port=port, memory=memory << 20, cpus=cpus)
+    _up(port=port, memory=memory << 20, cpus=1 if xen else cpus, xen=xen)
 
 
 @vm.command(context_settings=REST)
@@ -104,7 +106,7 @@ def _image() -> images.Image:
     return image
 
 
-def _up(**how: int) -> LabVM:
+def _up(**how: Any) -> LabVM:
     image = _image()
     begun = time.monotonic()
     machine = labvm.up(image, **how)

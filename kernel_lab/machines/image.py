@@ -4,6 +4,7 @@ Its name carries a digest of all that made it. It is made under a name of its ma
 """
 
 import errno
+import gzip
 import hashlib
 import os
 import shutil
@@ -41,6 +42,11 @@ class Image(NamedTuple):
     @property
     def initrd(self) -> Path:
         return self.path / "initrd.img"
+
+    @property
+    def hypervisor(self) -> Path:
+        """Xen, where there is one for this processor."""
+        return self.path / "xen"
 
     @property
     def key(self) -> Path:
@@ -135,6 +141,8 @@ def _take(root: Path, image: Image) -> None:
     for name, target in (("vmlinuz", image.kernel), ("initrd.img", image.initrd)):
         (found,) = (root / "boot").glob(f"{name}-*")
         shutil.copyfile(found, target)
+    for packed in (root / "boot").glob("xen-*.gz"):  # what QEMU loads is its ELF, and not the archive of it
+        image.hypervisor.write_bytes(gzip.decompress(packed.read_bytes()))
     public = (root / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()
     image.known_hosts.write_text(f"{HOST} {public[0]} {public[1]}\n")
 

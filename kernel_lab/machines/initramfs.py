@@ -22,6 +22,8 @@ from kernel_lab.machines.qemu import emulator
 
 PACKAGE = f"linux-image-cloud-{'arm64' if platform.machine() == 'aarch64' else 'amd64'}"  # Debian's for virtual machines
 BOOT = Path("/boot")
+# Of the package's hundred megabytes, the kernel and the drivers of what virtual machines have.
+UNPACKED = ("./boot/vmlinuz-*", *(f"*/kernel/{part}/*" for part in ("drivers/virtio", "drivers/block", "drivers/net", "net/core")))
 MAGIC = b"070701"  # the format `newc` of cpio(5)
 TRAILER = "TRAILER!!!"  # the name of the entry that ends an archive
 SETUP = """#!/bin/sh
@@ -29,12 +31,18 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 """
+LOAD = "for driver in /driver*; do insmod $driver; done\n"
 
 
-def archive(root: Path, init: str) -> bytes:
-    """A directory as an initramfs, with the shell commands `init` as its process 1: when they end, the kernel panics, so let them end the machine."""
+def archive(root: Path, init: str, drivers: Sequence[bytes] = ()) -> bytes:
+    """A directory as an initramfs, with the shell commands `init` as its process 1: when they end, the kernel panics, so let them end the machine.
+
+    `drivers`: modules that are loaded before, in this order.
+    """
     entries = [_of_file(path, str(path.relative_to(root))) for path in sorted(root.rglob("*"))]
-    entries += [_entry("init", stat.S_IFREG | 0o755, f"{SETUP}{init}\n".encode()), _entry(TRAILER)]
+    entries += [_entry(f"driver{number:02}", stat.S_IFREG | 0o644, driver) for number, driver in enumerate(drivers)]
+    commands = f"{SETUP}{LOAD if drivers else ''}{init}\n"
+    entries += [_entry("init", stat.S_IFREG | 0o755, commands.encode()), _entry(TRAILER)]
     return b"".join(entries)
 
 
@@ -58,7 +66,7 @@ def _padded(data: bytes) -> bytes:
 
 
 def stock_kernel() -> Path:
-    """A distribution's own kernel: this machine's, where it may be read, or Debian's package, of which one file is unpacked and kept.
+    """A distribution's own kernel: this machine's, where it may be read, or Debian's package, which is unpacked and kept but for most of its modules.
 
     Raises UsageError where there is neither.
     """
@@ -68,7 +76,7 @@ def stock_kernel() -> Path:
     store = state.data_dir() / "kernels"
     store.mkdir(exist_ok=True)
     with state.locked(store / "lock"):
-        return next(store.glob("vmlinuz-*"), None) or _unpacked(store)
+        return next(store.glob("*/boot/vmlinuz-*"), None) or _unpacked(store)
 
 
 def missing() -> str:
@@ -88,14 +96,16 @@ def _unpacked(store: Path) -> Path:
             name = re.search(r"^Depends: (linux-image-\S+)", shown, re.M)
             _run("apt-get", "download", name[1] if name else PACKAGE, cwd=half)
             (package,) = Path(half).glob("*.deb")
-            _run("sh", "-c", 'dpkg-deb --fsys-tarfile "$0" | tar -x --wildcards "./boot/vmlinuz-*"', str(package), cwd=half)
-            (kernel,) = Path(half, "boot").iterdir()
+            root = Path(half, package.name.split("_")[0])
+            root.mkdir()
+            _run("sh", "-c", 'dpkg-deb --fsys-tarfile "$0" | tar -x --wildcards "$@"', str(package), *UNPACKED, cwd=str(root))
+            (kernel,) = root.rename(store / root.name).glob("boot/*")
         except (OSError, subprocess.CalledProcessError) as error:
             why = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
             raise UsageError(
                 f"no kernel to boot: /boot has none that may be read, and {PACKAGE} is not to be had ({why}); try apt-get update"
             ) from None
-        return kernel.rename(store / kernel.name)
+        return kernel
 
 
 def _run(*command: str, cwd: str | None = None) -> str:

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from kernel_lab.machines import image as images
 from kernel_lab.machines.accelerator import accelerator
 from kernel_lab.machines.image import Image
 from kernel_lab.machines.monitor import Monitor
-from kernel_lab.machines.qemu import Qemu
+from kernel_lab.machines.qemu import Qemu, emulator
 from kernel_lab.state import Creator
 
 KIT = "/kernel_lab"  # where the kit is in the guest
@@ -35,7 +35,14 @@ BOOT = 300.0  # seconds; emulated on a busy machine it takes up to 60
 SHUTDOWN = 90.0
 SHOWN = 5  # lines of its console, when it does not come up
 # Nobody attacks it, and emulated, the ways around the processors' faults and the zeroing of pages cost all the more.
-KERNEL_LINE = "root=/dev/vda rw quiet systemd.show_status=no mitigations=off init_on_alloc=0"
+# One that panics ends, instead of standing there.
+KERNEL_LINE = "root=/dev/vda rw quiet systemd.show_status=no mitigations=off init_on_alloc=0 panic=-1"
+# Xen's own: its console is the serial line; where time is emulated, sleeping deeper than HLT only stops it (xen-command-line).
+XEN_LINE = "com1=115200,8n1 console=com1 dom0_mem=1536M,max:1536M cpuidle=0 max_cstate=0 mwait-idle=0"
+XEN_EMULATED = "EPYC,-smap,-smep"  # as the emulator has these two, Xen's first guest does not start
+# Linux patches its own code while other processors run it (static keys). With a thread for each of them the emulator lets one run what is half patched,
+# once in some hours, and the kernel panics (int3 in __schedule); in turns it cannot, and takes hardly longer.
+IN_TURNS = "tcg,thread=single"
 EMULATED = "EPYC"  # has AMD's virtualisation, which QEMU's emulator knows how to nest, and boots Xen; qemu64 lacks what numpy wants
 
 
@@ -111,8 +118,8 @@ def find() -> LabVM | None:
     return None
 
 
-def up(image: Image, *, port: int = 0, memory: int = MEMORY, cpus: int = CPUS) -> LabVM:
-    """Starts it, and waits until it answers. `port` of the loopback leads to its ssh; 0: one that is free.
+def up(image: Image, *, port: int = 0, memory: int = MEMORY, cpus: int = CPUS, xen: bool = False) -> LabVM:
+    """Starts it, and waits until it answers. `port` of the loopback leads to its ssh; 0: one that is free. `xen`: below its kernel, a hypervisor.
 
     Raises UsageError for what is missing or taken, RuntimeError when it does not answer: it is ended then, and nothing is left of it.
     """
@@ -120,7 +127,7 @@ def up(image: Image, *, port: int = 0, memory: int = MEMORY, cpus: int = CPUS) -
         if running := find():
             raise UsageError(f"the lab VM runs already (process {running.qemu.pid}): ./lab vm ssh, or ./lab vm down first")
         port = _free(port)
-        command = _command(image, _disk(image), port, memory, cpus)
+        command = _command(image, _disk(image), port, memory, cpus, _below_xen(image) if xen else _by_itself(image))
         process, machine = _start(command, image, port)
         try:
             _wait(process, machine, port)
@@ -167,19 +174,36 @@ def _disk(image: Image) -> Path:
     return disk
 
 
-def _command(image: Image, disk: Path, port: int, memory: int, cpus: int) -> list[str]:
+class Boot(NamedTuple):
+    """What QEMU loads, and which processor an emulated machine has for it."""
+
+    options: Sequence[str | Path]
+    cpu: str
+
+
+def _by_itself(image: Image) -> Boot:
+    return Boot(("-kernel", image.kernel, "-initrd", image.initrd, "-append", f"console={emulator().console} {KERNEL_LINE}"), EMULATED)
+
+
+def _below_xen(image: Image) -> Boot:
+    """The hypervisor is what the firmware starts; the kernel is its first guest, dom0, handed to it as a module (multiboot)."""
+    if not image.hypervisor.exists():
+        raise UsageError("this image has no Xen: Debian has it for x86-64 alone")
+    modules = f"{image.kernel} console=hvc0 {KERNEL_LINE},{image.initrd}"
+    return Boot(("-kernel", image.hypervisor, "-initrd", modules, "-append", XEN_LINE), XEN_EMULATED)
+
+
+def _command(image: Image, disk: Path, port: int, memory: int, cpus: int, boot: Boot) -> list[str]:
     kind = accelerator(image.kernel)
     machine = Qemu(
         *("-drive", f"file={disk},if=virtio,format=qcow2,cache=unsafe,discard=unmap"),
         *("-netdev", f"user,id=net,hostfwd=tcp:{LOOPBACK}:{port}-:22", "-device", "virtio-net-pci,netdev=net"),
         *("-device", "virtio-rng-pci", "-qmp", "unix:monitor,server=on,wait=off"),
+        *map(str, boot.options),
         memory=memory,
         cpus=cpus,
-        accelerator=kind,
-        cpu=EMULATED if kind == "tcg" and platform.machine() == "x86_64" else None,
-        kernel=image.kernel,
-        initrd=image.initrd,
-        append=KERNEL_LINE,
+        accelerator=IN_TURNS if kind == "tcg" else kind,
+        cpu=boot.cpu if kind == "tcg" and platform.machine() == "x86_64" else None,
     )
     return machine.command
 

@@ -86,6 +86,21 @@ def test_a_guest_has_a_kernel_of_its_own_and_panics_alone() -> None:
     assert os.geteuid() or 5 < cell.facts["host_calls"] < 200
 
 
+@pytest.mark.needs("root", "qemu-system-x86_64", "mke2fs", "ip")
+def test_a_guest_has_a_disk_of_its_own_and_is_plugged_into_the_bridge() -> None:
+    said = "pwd; cat /proc/mounts; ping -c 3 -q"
+    with ground(True, disk=True) as made:
+        assert made.network
+        try:
+            with Emulated().ready(made) as boxes, boxes.output("/bin/sh", "-c", f"{said} {made.network.gateway}") as lines:
+                told = "".join(lines)
+        except Absent as absent:
+            pytest.skip(f"no guest here: {absent}")
+        assert told.startswith("/mnt\n") and "/dev/vda /mnt ext4 rw" in told
+        assert "3 packets received" in told or "0% packet loss" in told, told
+        assert not list(Path("/sys/class/net", made.network.bridge, "brif").iterdir())
+
+
 @pytest.mark.needs("root")
 def test_calls_are_counted_of_the_threads_that_are_asked_for() -> None:
     try:

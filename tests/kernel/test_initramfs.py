@@ -12,6 +12,7 @@ from kernel_lab import rootfs, state
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.machines import initramfs
 from kernel_lab.machines.console import Line
+from kernel_lab.machines.drivers import drivers
 from kernel_lab.machines.initramfs import Stage, archive, boot_times, stock_kernel
 from kernel_lab.machines.qemu import Qemu
 
@@ -42,6 +43,18 @@ def test_everything_is_roots_and_without_a_time(root: Path) -> None:
     first = archive(root, "")
     os.utime(root / "empty", (2, 2))
     assert archive(root, "") == first and len(first) % 4 == 0
+
+
+@pytest.mark.needs("busybox")
+def test_drivers_are_loaded_in_their_order_before_anything_else(root: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    made = archive(root, "echo hello", [bytes([number]) for number in range(11)])
+    subprocess.run(["busybox", "cpio", "-id"], cwd=there, input=made, check=True, capture_output=True)
+    inside = there / "init"
+    inside.write_text(inside.read_text().replace("mount ", "true ").replace("/driver*", "driver*").replace("insmod ", "cat "))
+    said = subprocess.run(["busybox", "sh", "init"], cwd=there, check=True, capture_output=True).stdout
+    assert said == bytes(range(11)) + b"hello\n"
 
 
 CONSOLE = (Line(1.0, "[    0.100000] Linux version 6"), Line(3.5, "[    2.500000] Run /init as init process"), Line(3.75, "ready"))
@@ -87,8 +100,9 @@ def test_a_package_that_is_not_to_be_had_is_told(nothing_stored: Path, monkeypat
 @pytest.mark.needs("apt-get", "dpkg-deb")
 def test_a_kernel_is_unpacked_once(nothing_stored: Path) -> None:
     kernel = stock_kernel()
-    assert kernel.parent == state.data_dir() / "kernels" and kernel.read_bytes()[0x202:][:4] != b"\0\0\0\0"
-    (nothing_stored / "kernels" / kernel.name).write_bytes(b"kept")
+    assert kernel.is_relative_to(state.data_dir() / "kernels") and kernel.read_bytes()[0x202:][:4] != b"\0\0\0\0"
+    assert all(module.startswith(b"\x7fELF") for module in drivers(kernel, "virtio_blk", "virtio_net"))
+    kernel.write_bytes(b"kept")
     assert stock_kernel().read_bytes() == b"kept"
 
 

@@ -211,10 +211,19 @@ def test_what_is_missing_comes_with_one_update_and_one_installation(machine: Mac
     assert machine.asked() == [["update"], ["install", "tree", "file"]]
 
 
-@pytest.mark.parametrize(("uses", "wanted"), [((), ["tree"]), (("vm",), ["tree", "kernel"]), (("vm", "ci"), ["tree", "kernel", "box"])])
+@pytest.mark.parametrize(
+    ("uses", "wanted"),
+    [
+        ((), ["tree"]),
+        (("vm",), ["tree", "kernel", "both"]),
+        (("ci",), ["tree", "box", "both"]),
+        (("vm", "ci"), ["tree", "kernel", "box", "both"]),
+    ],
+)
 def test_what_is_for_one_use_alone_comes_where_that_is_named(machine: Machine, uses: tuple[str, ...], wanted: list[str]) -> None:
-    (machine.folder / "released").write_text("tree\nkernel\nbox\n")
-    assert machine.provision("tree  # a reason\nkernel  # [vm] its own\nbox  # [ci] for a test\n", *uses).returncode == 0
+    (machine.folder / "released").write_text("tree\nkernel\nbox\nboth\n")
+    packages = "tree  # a reason\nkernel  # [vm] its own\nbox  # [ci] for a test\nboth  # [ci][vm] for either\n"
+    assert machine.provision(packages, *uses).returncode == 0
     assert machine.asked() == [["update"], ["install", *wanted]]
 
 

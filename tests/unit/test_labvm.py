@@ -46,7 +46,7 @@ def starts(image: Image, monkeypatch: pytest.MonkeyPatch) -> Starts:
 
     def start(*command: str, port: int = 0) -> LabVM:
         monkeypatch.setattr(labvm, "_disk", lambda image: image.disk)
-        monkeypatch.setattr(labvm, "_command", lambda image, disk, port, memory, cpus: [str(port) if word == "PORT" else word for word in command])
+        monkeypatch.setattr(labvm, "_command", lambda image, disk, port, *_: [str(port) if word == "PORT" else word for word in command])
         return labvm.up(image, port=port)
 
     return start
@@ -59,12 +59,25 @@ def folders(place: Path) -> list[str]:
 @pytest.mark.needs("qemu-system-x86_64", "x86_64")
 def test_qemu_is_asked_for_what_the_labs_need(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labvm, "accelerator", lambda kernel: "tcg")
-    command = " ".join(labvm._command(image, Path("/a/disk"), 2222, 1 << 30, 2))
+    command = " ".join(labvm._command(image, Path("/a/disk"), 2222, 1 << 30, 2, labvm._by_itself(image)))
     assert "hostfwd=tcp:127.0.0.1:2222-:22" in command
     assert "file=/a/disk,if=virtio,format=qcow2" in command
-    assert "-accel tcg -cpu EPYC" in command  # svm, for machines in the machine
+    assert "-accel tcg,thread=single -cpu EPYC" in command  # svm, for machines in the machine
     assert f"-kernel {image.kernel} -initrd {image.initrd}" in command
     assert str(image.disk) not in command
+
+
+@pytest.mark.needs("qemu-system-x86_64", "x86_64")
+def test_below_xen_the_kernel_is_the_hypervisors_first_module(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labvm, "accelerator", lambda kernel: "tcg")
+    with pytest.raises(UsageError, match="this image has no Xen"):
+        labvm.up(image, xen=True)
+    image.hypervisor.write_text("")
+    command = labvm._command(image, Path("/a/disk"), 2222, 1 << 30, 1, labvm._below_xen(image))
+    assert command[command.index("-kernel") + 1] == str(image.hypervisor)
+    kernel, initrd = command[command.index("-initrd") + 1].split(",")
+    assert kernel.split()[:2] == [str(image.kernel), "console=hvc0"] and "root=/dev/vda" in kernel and initrd == str(image.initrd)
+    assert command[command.index("-cpu") + 1] == "EPYC,-smap,-smep"
 
 
 @pytest.mark.needs("qemu-img")
