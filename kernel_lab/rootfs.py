@@ -4,10 +4,12 @@ Each is made once, under a name of its maker's, and then renamed into place: who
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from kernel_lab import bootstrap, state
@@ -29,9 +31,9 @@ FILES = {
 def busybox() -> Path:
     """A root directory of one program that is several hundred commands, from Debian's package busybox-static."""
     program = _static_busybox()
-    version = hashlib.sha256(program.read_bytes() + repr((DIRECTORIES, FILES)).encode()).hexdigest()[:12]
-    root = once(f"busybox-{version}", lambda root: _fill(root, program))
-    _fill(root, program)  # what a container's root has removed is there again: it is everybody's
+    version, applets = _told(program)
+    root = once(f"busybox-{version}", lambda root: _fill(root, program, applets))
+    _fill(root, program, applets)  # what a container's root has removed is there again: it is everybody's
     return root
 
 
@@ -62,9 +64,7 @@ def debian_is_made() -> bool:
 
 def once(name: str, fill: Callable[[Path], None]) -> Path:
     """The directory `name` among the root filesystems, filled by one process while the others wait."""
-    store = state.data_dir() / "rootfs"
-    store.mkdir(exist_ok=True)
-    store.chmod(0o755)
+    store = _store()
     root = store / name
     if root.is_dir():
         return root
@@ -82,6 +82,13 @@ def once(name: str, fill: Callable[[Path], None]) -> Path:
     return root
 
 
+def _store() -> Path:
+    store = state.data_dir() / "rootfs"
+    store.mkdir(exist_ok=True)
+    store.chmod(0o755)
+    return store
+
+
 def _static_busybox() -> Path:
     found = shutil.which("busybox")
     if not found:
@@ -94,7 +101,28 @@ def _static_busybox() -> Path:
     return Path(found)
 
 
-def _fill(root: Path, program: Path) -> None:
+def _told(program: Path) -> tuple[str, list[str]]:
+    """The version of a busybox's root, and the applets in it. They are written down: to ask takes as long as a whole container."""
+    # Beside the roots, and not in one: there a container could write names of its own.
+    note = _store() / "busybox.json"
+    status = program.stat()
+    # A file that is changed, or replaced, has another ctime, which nobody can set (inode(7)).
+    identity = repr((str(program), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, DIRECTORIES, FILES))
+    with suppress(FileNotFoundError, ValueError):  # there is none yet, or a power cut has halved it
+        of, version, applets = json.loads(note.read_text())
+        if of == identity:
+            return version, applets
+    version, applets = _asked(program)
+    state.write_atomically(note, json.dumps([identity, version, applets]))
+    return version, applets
+
+
+def _asked(program: Path) -> tuple[str, list[str]]:
+    version = hashlib.sha256(program.read_bytes() + repr((DIRECTORIES, FILES)).encode()).hexdigest()[:12]
+    return version, subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
+
+
+def _fill(root: Path, program: Path, applets: Iterable[str]) -> None:
     """Makes what is missing."""
     for name in filter(lambda name: not (root / name).is_dir(), DIRECTORIES.split()):
         (root / name).mkdir()
@@ -108,7 +136,6 @@ def _fill(root: Path, program: Path) -> None:
         shutil.copyfile(program, root / "bin/.busybox")
         (root / "bin/.busybox").chmod(0o755)
         (root / "bin/.busybox").replace(copy)
-    applets = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
     there = {"busybox", *os.listdir(root / "bin")}
     # Scripts begin with #!/usr/bin/env.
     links = {f"bin/{applet}": "busybox" for applet in applets if applet not in there} | {"sbin": "bin", "usr/bin/env": "../../bin/busybox"}

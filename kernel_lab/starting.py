@@ -6,8 +6,9 @@ import platform
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, cached_property
+from typing import TypeVar
 
 from kernel_lab import janitor
 from kernel_lab.cgroups.group import Group
@@ -28,6 +29,7 @@ from kernel_lab.process import Process, Streams
 MFD_EXEC = 0x10  # linux/memfd.h
 CHANGING = frozenset({"capset", "setfsgid", "setfsuid", "setgid", "setns", "setregid", "setresgid", "setresuid", "setreuid", "setuid", "unshare"})
 STANDS = Command(("stands",))
+T = TypeVar("T")
 
 
 class Table:
@@ -133,17 +135,24 @@ class First(Process):
 
     def _start(self) -> None:
         try:
-            if self.table.prepared:
-                self._prepare()
-            self.child = self.cloned(self.table.executor.start, self.image)
+            with ExitStack() as self._brief:
+                if self.table.prepared:
+                    self._prepare()
+                self.child = self.cloned(self.table.executor.start, self.image)
+                self.pid, self.pidfd = self.child.pid, self.child.pidfd
         except BaseException:
-            with self._prepared or nullcontext():
-                self.unhide()
-                self.table.give_back(self.image)
+            self._give_up()
             raise
-        self.pid, self.pidfd = self.child.pid, self.child.pidfd
         if self.table.waits:
             self._place_or_take_back()
+
+    def _give_up(self) -> None:
+        if self.pidfd >= 0:
+            self.take_back()
+            return
+        with self._prepared or nullcontext():
+            self.unhide()
+            self.table.give_back(self.image)
 
     def _place_or_take_back(self) -> None:
         try:
@@ -170,6 +179,10 @@ class First(Process):
     def enter_cgroup(self, descriptor: int) -> None:
         """The child is born in the cgroup v2 whose directory this is."""
         self.image.enter_cgroup(descriptor)
+
+    def until_cloned(self, context: AbstractContextManager[T]) -> T:
+        """Enters a context that is left as soon as the child is cloned, or cannot be."""
+        return self._brief.enter_context(context)
 
     def fill(self, buffer: Buffer, data: bytes) -> None:
         """Writes into a buffer of the table, before a row reads it."""

@@ -1,6 +1,9 @@
 """What is used of the machine's memory: by all, by the kernel, and by processes (proc_meminfo(5), proc_pid_smaps(5))."""
 
 import os
+import re
+import shutil
+import subprocess
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -8,13 +11,18 @@ from typing import NamedTuple
 
 from kernel_lab.kernel import procfs
 
-KILOBYTE = 1 << 10
+KILOBYTE, MEGABYTE = 1 << 10, 1 << 20
+HYPERVISOR = Path("/sys/hypervisor/type")
+XL = re.compile(r"^(total|free)_memory +: (\d+)$", re.MULTILINE)
 # What the kernel takes for itself. Slab: namespaces, groups, mounts, inodes; Percpu: counters of groups and networks, a copy for each processor.
 KERNELS = ("Slab", "KernelStack", "PageTables", "Percpu")
 
 
 class Memory(NamedTuple):
-    """Bytes at one moment. `used`: what a new program could not have; `kernel`: what of it the kernel has taken for itself."""
+    """Bytes at one moment. `used`: what a new program, or machine, could not have; `kernel`: what of it the kernel has taken for itself.
+
+    In the first guest of Xen that is all the machine's memory: what other guests have is not this kernel's, and has been taken all the same.
+    """
 
     used: int
     kernel: int
@@ -24,8 +32,19 @@ class Memory(NamedTuple):
     def now(cls) -> "Memory":
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         amounts = {name: int(value.split()[0]) * KILOBYTE for name, value in fields.items()}
-        available = amounts["MemAvailable"]
-        return cls(amounts["MemTotal"] - available, sum(amounts.get(name, 0) for name in KERNELS), available)
+        total, free = _of_xen() or (amounts["MemTotal"], 0)
+        available = amounts["MemAvailable"] + free
+        others = total - free - amounts["MemTotal"]
+        return cls(total - available, sum(amounts.get(name, 0) for name in KERNELS) + others, available)
+
+
+def _of_xen() -> tuple[int, int] | None:
+    """All of the machine's memory, and what no guest has of it (xl(1)); nothing where no hypervisor says so."""
+    if not (HYPERVISOR.exists() and HYPERVISOR.read_text().strip() == "xen" and shutil.which("xl")):
+        return None
+    said = subprocess.run(["xl", "info"], capture_output=True, text=True).stdout
+    found = {name: int(amount) * MEGABYTE for name, amount in XL.findall(said)}
+    return (found["total"], found["free"]) if len(found) == 2 else None
 
 
 def proportional(pids: Iterable[int]) -> int:

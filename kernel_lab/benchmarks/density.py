@@ -1,9 +1,10 @@
 """`klab bench density`: how many containers fit, and how many machines, and what each next one takes in time and memory.
 
 Every contestant starts idle containers, one after the other, until there are enough or the machine's memory says stop: `sleep` in six new
-namespaces, on an overlay of its own, in a control group; or in a virtual machine. Memory is measured twice. Once for the machine as a whole (MemAvailable before and after),
-in which everything is that belongs to a container, and whatever others did meanwhile; and once as a sum of parts: the kernel's own (slabs, stacks,
-page tables, counters) and the proportional memory of all processes that came, and of this one, as far as it has grown.
+namespaces, on an overlay of its own, in a control group; or in a virtual machine. Memory is measured twice. Once for the machine as a whole
+(MemAvailable before and after), in which everything is that belongs to a container, and whatever others did meanwhile; and once as a sum of parts:
+the kernel's own (slabs, stacks, page tables, counters) and the proportional memory of all processes that came, and of this one, as far as it has
+grown.
 """
 
 import os
@@ -40,7 +41,7 @@ RUNNERS: tuple[Runner, ...] = (
 FLOOR = RUNNERS[0].who
 RESERVE = 0.2  # of the machine's memory stays available
 MEGABYTE = 1 << 20
-DESCRIPTORS = 6  # that a creator keeps for one container, and a few more for itself
+DESCRIPTORS = 3  # that a creator keeps for one of them at most: a container takes one or two, a machine three
 SPARE = 200
 SETTLED, PATIENCE = MEGABYTE, 20.0
 COUNTED = ("user", "uts", "mnt", "ipc", "pid", "net")

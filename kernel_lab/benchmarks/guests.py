@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from kernel_lab.benchmarks.accounts import HYPERVISOR
 from kernel_lab.benchmarks.contestant import Absent, Ground
 from kernel_lab.benchmarks.runners import IDLE, Boxes, Stop, named, started
 from kernel_lab.kernel.errors import UsageError
@@ -231,9 +232,8 @@ class Xen:
 
     @contextmanager
     def ready(self, ground: Ground) -> Iterator[Boxes]:
-        kind = Path("/sys/hypervisor/type")
         if not shutil.which("xl"):
             raise Absent("not installed: xl (Debian's xen-utils)")
-        if not kind.exists() or kind.read_text().strip() != "xen":
+        if not HYPERVISOR.exists() or HYPERVISOR.read_text().strip() != "xen":
             raise Absent("no Xen hypervisor under this kernel")
         yield XenBoxes(ground, stock_kernel())

@@ -36,6 +36,16 @@ def quietly(words: Sequence[str]) -> None:
     subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def begun(start: Callable[[], object], stop: Stop) -> Stop:
+    """How to stop what `start` starts. Where that fails half-way, it is stopped at once."""
+    try:
+        start()
+    except BaseException:
+        stop()
+        raise
+    return stop
+
+
 class RuntimeBoxes:
     """By an OCI runtime, with the overlay and the bundle that an engine would make for it."""
 
@@ -55,12 +65,7 @@ class RuntimeBoxes:
             state.discard(place)
             state.discard(bundle)
 
-        try:
-            self._calls(["sh", "-c", script])
-        except BaseException:
-            stop()
-            raise
-        return stop
+        return begun(lambda: self._calls(["sh", "-c", script]), stop)
 
     @contextmanager
     def output(self, *words: str) -> Iterator[IO[str]]:
@@ -112,12 +117,7 @@ class LxcBoxes:
             quietly(["lxc-stop", "--kill", *words[1:5]])
             self._remove(number)
 
-        try:
-            detached([*words, "--", *IDLE])
-        except BaseException:
-            stop()
-            raise
-        return stop
+        return begun(lambda: detached([*words, "--", *IDLE]), stop)
 
     @contextmanager
     def output(self, *words: str) -> Iterator[IO[str]]:

@@ -71,7 +71,8 @@ class Cgroup(Part):
     @contextmanager
     def prepare(self, start: Starting) -> Iterator[Group]:
         janitor.watch_leftovers()
-        with made(self.directories) as group, group.doors() as doors:
+        with made(self.directories) as group:
+            doors = start.until_cloned(group.doors())
             for handle, file in zip(self.handles, doors.procs, strict=True):
                 start.give(handle, file)
             if doors.directory is not None:

@@ -16,8 +16,10 @@ from tqdm import tqdm
 from kernel_lab.course import lint
 from kernel_lab.course.execute import execute
 from kernel_lab.course.exercises import State
-from kernel_lab.course.notebook import LABS, Lab, Notebook, find, read, tags
+from kernel_lab.course.notebook import LABS, Lab, find, read, tags
 from kernel_lab.kernel.errors import UsageError
+
+WIDTH = 80  # of a result, in the table
 
 
 @dataclass(frozen=True)
@@ -41,27 +43,27 @@ def run(lab: Lab, *, solutions: bool, bar: "tqdm[Any]") -> Report:
         return Report(lab.name, None, 0.0, 0, dict.fromkeys(_marks(), 0), f"no notebook: labs/build {lab.number} makes it")
     notebook = read(path)
     outcome = execute(notebook, path.parent, strict=solutions, each=bar.update)
-    checks = _checks(notebook)
-    unsolved = solutions and sum(checks.values()) != checks[State.DONE.value]
-    result = outcome.error or ("a check is not ✓" if unsolved else "ok")
-    return Report(lab.name, lint.minutes(notebook), round(outcome.seconds, 1), len(notebook.cells), checks, result)
+    verdicts = [verdict for cell in notebook.cells if cell.cell_type == "code" for verdict in _verdicts(cell)]
+    unsolved = [verdict for verdict in verdicts if solutions and verdict[0] != State.DONE.value]
+    result = outcome.error or "; ".join(unsolved) or "ok"
+    return Report(lab.name, lint.minutes(notebook), round(outcome.seconds, 1), len(notebook.cells), _counted(verdicts), result)
 
 
 def _marks() -> list[str]:
     return [state.value for state in State]
 
 
-def _checks(notebook: Notebook) -> dict[str, int]:
-    found = Counter(mark for cell in notebook.cells if cell.cell_type == "code" for mark in _verdicts(cell))
+def _counted(verdicts: Sequence[str]) -> dict[str, int]:
+    found = Counter(verdict[0] for verdict in verdicts)
     return {mark: found[mark] for mark in _marks()}
 
 
 def _verdicts(cell: Any) -> list[str]:
-    """The marks that a cell's checks printed; an exercise that raised before its check is ✗ too."""
+    """What a cell's checks printed, a mark at the beginning; an exercise that raised before its check is ✗ too."""
     printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
-    marks = re.findall(rf"^([{''.join(_marks())}]) \d\d\.\d+ ", printed, re.M)
+    said = re.findall(rf"^[{''.join(_marks())}] \d\d\.\d+ .*", printed, re.M)
     raised = any(output.output_type == "error" for output in cell.outputs)
-    return marks or ([State.NOT_YET.value] if raised and "exercise" in tags(cell) else [])
+    return said or ([f"{State.NOT_YET.value} an exercise raised"] if raised and "exercise" in tags(cell) else [])
 
 
 def _table(reports: Sequence[Report]) -> str:
@@ -69,7 +71,7 @@ def _table(reports: Sequence[Report]) -> str:
         (each.lab, each.minutes, each.seconds, each.cells, "  ".join(f"{mark} {count}" for mark, count in each.checks.items()), each.result)
         for each in reports
     ]
-    return tabulate(rows, headers=("lab", "minutes", "seconds", "cells", "checks", "result"))
+    return tabulate(rows, headers=("lab", "minutes", "seconds", "cells", "checks", "result"), maxcolwidths=[*[None] * 5, WIDTH])
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -40,8 +40,8 @@ KERNEL_LINE = "root=/dev/vda rw quiet systemd.show_status=no mitigations=off ini
 # Xen's own: its console is the serial line; where time is emulated, sleeping deeper than HLT only stops it (xen-command-line).
 XEN_LINE = "com1=115200,8n1 console=com1 dom0_mem=1536M,max:1536M cpuidle=0 max_cstate=0 mwait-idle=0"
 XEN_EMULATED = "EPYC,-smap,-smep"  # as the emulator has these two, Xen's first guest does not start
-# Linux patches its own code while other processors run it (static keys). With a thread for each of them the emulator lets one run what is half patched,
-# once in some hours, and the kernel panics (int3 in __schedule); in turns it cannot, and takes hardly longer.
+# Linux patches its own code while other processors run it (static keys). With a thread for each of them, the emulator lets one run what is half
+# patched, once in some hours, and the kernel panics (int3 in __schedule); in turns it cannot, and takes hardly longer.
 IN_TURNS = "tcg,thread=single"
 EMULATED = "EPYC"  # has AMD's virtualisation, which QEMU's emulator knows how to nest, and boots Xen; qemu64 lacks what numpy wants
 

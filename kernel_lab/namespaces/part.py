@@ -8,6 +8,7 @@ from kernel_lab.kernel.flags import CLONE
 from kernel_lab.kernel.program import Buffer, Handle, Row
 
 P = TypeVar("P", bound="Part")
+T = TypeVar("T")
 
 
 class Plan(Protocol):
@@ -47,6 +48,9 @@ class Starting(Protocol):
 
     def enter_cgroup(self, descriptor: int) -> None:
         """The child is born in the cgroup v2 whose directory this is."""
+
+    def until_cloned(self, context: AbstractContextManager[T]) -> T:
+        """Enters a context that is left as soon as the child is cloned, or cannot be: of a file that is open then it has a copy (clone(2))."""
 
 
 class Part:

@@ -15,6 +15,7 @@ import pytest
 from waiting import soon
 
 from kernel_lab.benchmarks import floor, start
+from kernel_lab.benchmarks.compiled import compiled
 from kernel_lab.benchmarks.contestant import Absent, Contestant, Ground, Start, command
 from kernel_lab.benchmarks.engines import Docker, Engine
 from kernel_lab.benchmarks.ground import ground
@@ -227,6 +228,22 @@ def test_a_compiler_that_fails_is_named_and_leaves_nothing(monkeypatch: pytest.M
     with pytest.raises(Absent, match="cc cannot compile it: broken"):
         floor.compiled()
     assert not list((tmp_path / "data").iterdir())
+
+
+def test_the_programs_of_other_sources_go_and_who_runs_one_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (data := tmp_path / "data").mkdir()
+    monkeypatch.setenv("KERNEL_LAB_DATA", str(data))
+    others = {data / "one-more-0123456789ab", data / "one-0123456789ab.p1t2"}
+    for other in others:
+        other.touch()
+    source = tmp_path / "one.c"
+    source.write_text("#include <stdio.h>\nint main(void) { return getchar(); }\n")
+    with subprocess.Popen([old := compiled("one", [source])], stdin=subprocess.PIPE) as process:
+        source.write_text("int main(void) { return 0; }\n")
+        new = compiled("one", [source])
+        assert set(data.iterdir()) == {new, *others} and not old.exists()
+        process.communicate(b"*")
+    assert process.returncode == ord("*")
 
 
 @pytest.fixture

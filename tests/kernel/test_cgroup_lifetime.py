@@ -20,7 +20,7 @@ from kernel_lab.cgroups.layout import CONTROLLERS, layout
 from kernel_lab.cgroups.limits import Limits
 from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.cleanup import leftovers, remove
-from kernel_lab.kernel import inventory
+from kernel_lab.kernel import inventory, procfs
 from kernel_lab.state import Creator
 
 pytestmark = pytest.mark.needs("root")
@@ -43,6 +43,14 @@ def limited() -> Cgroup:
     """A limit for each of some controllers that the machine has."""
     words: dict[str, Any] = {"memory": "64M", "cpus": 1, "pids": 9, "cpuset": str(min(os.sched_getaffinity(0))), "hugetlb": {"2MB": "4M"}}
     return Cgroup(**{word: value for word, value in words.items() if hierarchies.find(CONTROLLERS[word][0])})
+
+
+def test_none_of_its_files_stays_open_and_it_can_be_entered_all_the_same(executor: str) -> None:
+    with Container(UTS("box"), PID(), limited()).start("sleep 1000") as box:
+        assert not [path for path in procfs.open_files(os.getpid()).values() if path.startswith(TOP)]
+        assert Creator.this().stamp in box.exec("cat /proc/self/cgroup").stdout
+        assert groups(Creator.this().stamp)
+    assert not groups(Creator.this().stamp)
 
 
 class Fails:

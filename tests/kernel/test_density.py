@@ -3,8 +3,8 @@
 import json
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,9 @@ from kernel_lab.benchmarks.accounts import Memory
 from kernel_lab.benchmarks.contestant import Absent, Ground
 from kernel_lab.benchmarks.density import RUNNERS, bench_density, measure
 from kernel_lab.benchmarks.ground import ground
-from kernel_lab.benchmarks.runners import IDLE, Boxes, Runner, Stop
+from kernel_lab.benchmarks.runners import IDLE, Boxes, Runner, Stop, started
+from kernel_lab.benchmarks.runtimes import RuntimeBoxes
+from kernel_lab.kernel import procfs
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("userns", "busybox")]
 COUNT = 3
@@ -51,32 +53,51 @@ class Failing:
         self.runs -= 1
 
 
-def sleeping(pids: set[int]) -> set[int]:
-    """Those of these processes that do what an idle box does."""
+def idle(pids: set[int]) -> set[int]:
+    """Those of these processes that do what an idle box does, or are a machine in which that is done."""
     found = set()
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:2] == [word.encode() for word in IDLE]:
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if words[:2] == list(IDLE) or words[0].startswith("qemu-system-"):
                 found.add(pid)
     return found
 
 
 @pytest.mark.needs("root")  # whose runtimes leave no process of their own behind; podman's pause stays with every other user
 @pytest.mark.parametrize("one", RUNNERS, ids=lambda one: one.who)
-def test_idle_boxes_run_until_they_are_stopped_or_it_is_said_why_not(one: Runner) -> None:
+def test_idle_boxes_run_until_they_are_stopped_or_it_is_said_why_not(one: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if one.who == "KVM":  # what is found out about it is remembered
+        monkeypatch.setenv("KERNEL_LAB_RUN", str(tmp_path))
     with ground(False, layered=True) as place:
         try:
             with one.ready(place) as boxes:
                 before = accounts.processes()
                 stops = [boxes.idle(number) for number in range(2)]
                 new = accounts.belonging(accounts.processes() - before)
-                both = soon(lambda: len(sleeping(new)) == 2)  # runc returns before its process has become the command
-                pids = sleeping(new)
+                both = soon(lambda: len(idle(new)) == 2)  # runc returns before its process has become the command
+                pids = idle(new)
                 for stop in stops:
                     stop()
-                assert both and not sleeping(pids)
+                assert both and not idle(pids)
         except Absent as absent:
-            assert "install" in str(absent)
+            assert "install" in str(absent) or one.who == "KVM"
+
+
+def test_a_box_that_does_not_start_is_taken_away() -> None:
+    calls: list[str] = []
+
+    def fails(words: Sequence[str]) -> None:
+        calls.append(words[-1])
+        if len(calls) == 1:
+            raise Absent("no")
+
+    with ground(False, layered=True) as place:
+        before = {*place.layers.iterdir(), *place.folder.iterdir()}
+        with pytest.raises(Absent, match="no"):
+            RuntimeBoxes(place, "runtime", fails, started).idle(1)
+        assert {*place.layers.iterdir(), *place.folder.iterdir()} == before
+    assert " delete --force " in calls[1]
 
 
 def test_the_kits_have_six_namespaces_an_overlay_and_no_helper() -> None:
@@ -89,6 +110,15 @@ def test_the_kits_have_six_namespaces_an_overlay_and_no_helper() -> None:
         assert all(os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}") for kind in kinds)
         assert " / / rw" in Path(f"/proc/{pid}/mountinfo").read_text() and " - overlay " in Path(f"/proc/{pid}/mountinfo").read_text()
         stop()
+
+
+def test_no_more_descriptors_are_held_than_are_counted_with(executor: str) -> None:
+    with ground(False, layered=True) as place, RUNNERS[0].ready(place) as boxes, ExitStack() as running:
+        boxes.idle(0)()
+        before = len(procfs.open_files(os.getpid()))
+        for number in range(1, 21):
+            running.callback(boxes.idle(number))
+        assert len(procfs.open_files(os.getpid())) - before <= 20 * density.DESCRIPTORS
 
 
 def test_a_report_has_every_next_one_and_a_picture(tmp_path: Path) -> None:

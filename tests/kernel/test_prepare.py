@@ -105,3 +105,50 @@ def test_more_than_a_buffer_holds_is_refused_before_the_clone(executor: str) -> 
 
     with pytest.raises(ValueError, match="17 bytes do not fit"):
         Container(*users(), UTS("before"), Long([]), PID()).run("true")
+
+
+class Brief(Outer):
+    """What it opens is only needed until there is a child."""
+
+    fails = False
+
+    @contextmanager
+    def open(self) -> Iterator[int]:
+        self.log.append("open")
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            yield writer
+        finally:
+            self.log.append("closed")
+            os.close(reader)
+            os.close(writer)
+        if self.fails:
+            raise RuntimeError("not today")
+
+    @contextmanager
+    def prepare(self, start: Starting) -> Iterator[None]:
+        start.until_cloned(self.open())
+        yield
+        self.log.append("out")
+
+
+def test_what_is_lent_is_back_while_it_runs(executor: str) -> None:
+    log: list[str] = []
+    with Container(*users(), UTS("box"), Brief(log), PID()).start("sleep 1000"):
+        assert log == ["open", "closed"]
+    assert log == ["open", "closed", "out"]
+
+
+def test_what_is_lent_is_back_when_another_part_fails(executor: str) -> None:
+    log: list[str] = []
+    with pytest.raises(RuntimeError, match="not today"):
+        Container(*users(), UTS("box"), Brief(log), Named(log, fails=True), PID()).run("true")
+    assert log == ["open", "in", "out", "closed", "out"]
+
+
+def test_a_child_goes_when_what_was_lent_cannot_be_taken_back(executor: str) -> None:
+    part = Brief([])
+    part.fails = True
+    with pytest.raises(RuntimeError, match="not today"):
+        Container(*users(), UTS("box"), part, PID()).start("sleep 1000")
+    assert part.log == ["open", "closed", "out"]

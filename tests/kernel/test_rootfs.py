@@ -1,6 +1,7 @@
 """Root filesystems: what is in them works, they are made once, and whoever makes one can be killed."""
 
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -83,6 +84,50 @@ def test_it_is_made_once() -> None:
     (root / "root/note").write_text("mine")
     assert rootfs.busybox() == root
     assert (root.stat().st_ino, (root / "root/note").read_text()) == (inode, "mine")
+
+
+@busybox
+def test_once_it_is_made_no_program_is_run_for_it() -> None:
+    root = rootfs.busybox()
+    shutil.rmtree(root / "bin")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert rootfs.busybox() == root
+    assert resource.getrusage(resource.RUSAGE_CHILDREN) == before
+    assert inside(root, "ls / | grep -c root") == "1\n"
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A busybox of the test's own, the first that is found."""
+    found = shutil.which("busybox")
+    assert found
+    (tmp_path / "programs").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"), prepend=":")
+    return Path(shutil.copy(found, tmp_path / "programs"))
+
+
+@busybox
+def test_another_busybox_has_another_root(own: Path) -> None:
+    first, status = rootfs.busybox(), own.stat()
+    with own.open("r+b") as program:  # in place, of the same size, and as if nothing had been
+        program.seek(-1, os.SEEK_END)
+        program.write(b"?")
+    os.utime(own, ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = rootfs.busybox()
+    assert second != first
+    assert (second / "bin/busybox").read_bytes() == own.read_bytes()
+    assert rootfs.busybox() == second
+
+
+@busybox
+def test_a_note_that_a_power_cut_has_halved_is_written_anew(data: Path) -> None:
+    root = rootfs.busybox()
+    (note,) = (path for path in (data / "rootfs").iterdir() if path.is_file() and path.stat().st_size)
+    whole = note.read_text()
+    for left in ("", whole[: len(whole) // 2]):
+        note.write_text(left)
+        assert rootfs.busybox() == root
+        assert note.read_text() == whole
 
 
 @busybox

@@ -259,7 +259,8 @@ def test_an_unsolved_solution_fails_a_run(built: Lab, capsys: pytest.CaptureFixt
     change(built.solved, learners("99.1", 'check("99.1", 4)'))
     assert run.main(["--folder", str(built.source.parents[1]), "--json", "--solutions"]) == 1
     (report,) = json.loads(capsys.readouterr().out)
-    assert (report["checks"], report["result"]) == ({"○": 0, "✗": 1, "✓": 1}, "a check is not ✓")
+    assert report["checks"] == {"○": 0, "✗": 1, "✓": 1}
+    assert report["result"].startswith("✗ 99.1 not yet")
 
 
 def test_a_run_of_a_lab_that_is_not_built_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

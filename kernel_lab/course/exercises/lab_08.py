@@ -27,7 +27,9 @@ from kernel_lab.namespaces.user import User
 ABLE = delegation.look(("cpu", "memory", "pids")).there  # where not, there is no group to look at, and the checks say so
 HOST = () if os.geteuid() == 0 else (User(),)
 MOST = 16
+WANTED = (1 / 2, 1 / 3, 1 / 6)
 BAND = 0.04  # of the whole: what shares may be off
+LOOKS = 5
 
 
 @exercise(
@@ -138,16 +140,26 @@ def weights(answer: Sequence[int]) -> str | NotYet:
     saw = f"{'they got' if ABLE else 'they would get'} {', '.join(f'{share:.0%}' for share in shares)}"
     if shares[0] < shares[-1] - BAND:
         return not_yet("backwards", saw)
-    if any(abs(share - wanted) > BAND for share, wanted in zip(shares, (1 / 2, 1 / 3, 1 / 6), strict=True)):
+    if not _as_wanted(shares):
         return not_yet("shares", saw)
     return f"on one CPU they {'got' if ABLE else 'would get'} a half, a third and a sixth"
 
 
+def _as_wanted(shares: Sequence[float]) -> bool:
+    return all(abs(share - wanted) <= BAND for share, wanted in zip(shares, WANTED, strict=True))
+
+
 def _shares(limits: Sequence[Cgroup]) -> list[float]:
+    """Of all that they have had so far. Where that is not what is wanted they are watched for longer: a busy machine takes time from one of them."""
     with ExitStack() as running:
         groups = [running.enter_context(_started(one, *BURNS))[1] for one in limits]
-        times = spent(*groups, seconds=1.5)
-    return [each / sum(times) for each in times]
+        times = [0.0] * len(groups)
+        for _ in range(LOOKS):
+            times = [sum(each) for each in zip(times, spent(*groups, seconds=1.5), strict=True)]
+            shares = [each / sum(times) for each in times]
+            if _as_wanted(shares):
+                break
+    return shares
 
 
 @contextmanager
