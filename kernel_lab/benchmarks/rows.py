@@ -38,9 +38,8 @@ class Measured:
         return cls(who, includes, version, time.strftime("%Y-%m-%d"))
 
     @classmethod
-    def of(cls, text: str) -> "Measured":
-        fields = json.loads(text)
-        return cls(**fields | {"cells": {case: Cell(**cell) for case, cell in fields["cells"].items()}})
+    def of(cls, fields: Mapping[str, Any]) -> "Measured":
+        return cls(**{**fields, "cells": {case: Cell(**cell) for case, cell in fields["cells"].items()}})
 
     @property
     def origin(self) -> str:
@@ -56,9 +55,15 @@ class Measured:
         return Row.of(case, self.who, cell.times, cell.floor, note, cell.facts)
 
 
+def brought_along(machine: str = "*") -> list[Measured]:
+    """The rows that the kit brings along, of one machine or of all."""
+    rows = [row for path in sorted(STORED.glob(f"{machine}.json")) for row in json.loads(path.read_text())]
+    return [dataclasses.replace(Measured.of(row), stored=True) for row in rows]
+
+
 @dataclass(frozen=True)
 class Store:
-    """Where this machine's rows are kept for this kit, and those that others have measured."""
+    """Where this machine's rows are kept for this kit."""
 
     directory: Path
     machine: Mapping[str, object]
@@ -72,7 +77,7 @@ class Store:
 
     def read(self, who: str) -> Measured | None:
         path = self._path(who)
-        return Measured.of(path.read_text()) if path.exists() else None
+        return Measured.of(json.loads(path.read_text())) if path.exists() else None
 
     def write(self, row: Measured) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -81,8 +86,7 @@ class Store:
 
     def elsewhere(self, who: str) -> Measured | None:
         """The row as another machine has it, if the kit brings it along."""
-        path = STORED / self._path(who).name
-        return dataclasses.replace(Measured.of(path.read_text()), stored=True) if path.exists() else None
+        return next((row for row in brought_along() if row.who == who), None)
 
     def _path(self, who: str) -> Path:
         return self.directory / f"{who.lower().replace(', ', '-').replace(' ', '-')}.json"

@@ -82,7 +82,7 @@ def density(count: int, who: tuple[str, ...], plot: str | None, as_json: bool) -
 @bench.command()
 @click.option("--rounds", default=20, show_default=True, help="Repetitions, of containers.")
 @click.option("--guest-rounds", default=3, show_default=True, help="Repetitions, of virtual machines.")
-@click.option("--crowd", default=10, show_default=True, help="Idle containers to see what the next one takes.")
+@click.option("--crowd", default=100, show_default=True, help="Idle containers to see what the next one takes.")
 @click.option("--guests", default=2, show_default=True, help="Idle virtual machines, for the same.")
 @click.option("--who", multiple=True, help="Only this row.")
 @click.option("--case", "cases", multiple=True, help="Only this column.")

@@ -12,12 +12,14 @@ from typing import Any
 
 import click
 
+from kernel_lab.course import vm_compare
 from kernel_lab.course.suite import conclude
 from kernel_lab.course.suite import run as finish
 from kernel_lab.course.vm_suite import Suite
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.machines import image as images
 from kernel_lab.machines import labvm
+from kernel_lab.machines.accelerator import accelerator
 from kernel_lab.machines.box import pack
 from kernel_lab.machines.labvm import LabVM
 
@@ -66,6 +68,26 @@ def test() -> int:
     """In it, the tests and labs that can come out differently there; starts it for that, if it does not run."""
     with tempfile.TemporaryDirectory(prefix="klab-vm-") as scratch, _for_a_while() as machine:
         return conclude(finish(Suite(machine, Path(scratch)).steps()), None)
+
+
+@vm.command(context_settings=REST)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def compare(file: Path, options: tuple[str, ...]) -> None:
+    """Measure lab 17 in it, with KVM's guests, and then with Xen's, into a file. OPTIONS are those of klab bench compare."""
+    if labvm.find():
+        raise UsageError("the lab VM runs already, and this starts one of its own: ./lab vm down first")
+    emulated = accelerator(_image().kernel) == "tcg"
+
+    @contextmanager
+    def booted(xen: bool) -> Iterator[LabVM]:
+        machine = _up(memory=vm_compare.MEMORY, cpus=1, xen=xen)
+        try:
+            yield machine
+        finally:
+            machine.stop()
+
+    vm_compare.write(vm_compare.compare(booted, options, ", emulated by QEMU" if emulated else ""), file)
 
 
 @vm.command()

@@ -39,11 +39,12 @@ SHOWN = 5  # lines of its console, when it does not come up
 KERNEL_LINE = "root=/dev/vda rw quiet systemd.show_status=no mitigations=off init_on_alloc=0 panic=-1"
 # Xen's own: its console is the serial line; where time is emulated, sleeping deeper than HLT only stops it (xen-command-line).
 XEN_LINE = "com1=115200,8n1 console=com1 dom0_mem=1536M,max:1536M cpuidle=0 max_cstate=0 mwait-idle=0"
-XEN_EMULATED = "EPYC,-smap,-smep"  # as the emulator has these two, Xen's first guest does not start
 # Linux patches its own code while other processors run it (static keys). With a thread for each of them, the emulator lets one run what is half
 # patched, once in some hours, and the kernel panics (int3 in __schedule); in turns it cannot, and takes hardly longer.
 IN_TURNS = "tcg,thread=single"
-EMULATED = "EPYC"  # has AMD's virtualisation, which QEMU's emulator knows how to nest, and boots Xen; qemu64 lacks what numpy wants
+# Has AMD's virtualisation, which QEMU's emulator knows how to nest; qemu64 lacks what numpy wants. With the other two, as the emulator has them,
+# Xen's first guest does not start.
+EMULATED = "EPYC,-smap,-smep"
 
 
 class LabVM(NamedTuple):
@@ -174,36 +175,30 @@ def _disk(image: Image) -> Path:
     return disk
 
 
-class Boot(NamedTuple):
-    """What QEMU loads, and which processor an emulated machine has for it."""
-
-    options: Sequence[str | Path]
-    cpu: str
+def _by_itself(image: Image) -> list[str]:
+    return ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", f"console={emulator().console} {KERNEL_LINE}"]
 
 
-def _by_itself(image: Image) -> Boot:
-    return Boot(("-kernel", image.kernel, "-initrd", image.initrd, "-append", f"console={emulator().console} {KERNEL_LINE}"), EMULATED)
-
-
-def _below_xen(image: Image) -> Boot:
+def _below_xen(image: Image) -> list[str]:
     """The hypervisor is what the firmware starts; the kernel is its first guest, dom0, handed to it as a module (multiboot)."""
     if not image.hypervisor.exists():
         raise UsageError("this image has no Xen: Debian has it for x86-64 alone")
     modules = f"{image.kernel} console=hvc0 {KERNEL_LINE},{image.initrd}"
-    return Boot(("-kernel", image.hypervisor, "-initrd", modules, "-append", XEN_LINE), XEN_EMULATED)
+    return ["-kernel", str(image.hypervisor), "-initrd", modules, "-append", XEN_LINE]
 
 
-def _command(image: Image, disk: Path, port: int, memory: int, cpus: int, boot: Boot) -> list[str]:
+def _command(image: Image, disk: Path, port: int, memory: int, cpus: int, boot: Sequence[str]) -> list[str]:
     kind = accelerator(image.kernel)
+    emulated = kind == "tcg"
     machine = Qemu(
         *("-drive", f"file={disk},if=virtio,format=qcow2,cache=unsafe,discard=unmap"),
         *("-netdev", f"user,id=net,hostfwd=tcp:{LOOPBACK}:{port}-:22", "-device", "virtio-net-pci,netdev=net"),
         *("-device", "virtio-rng-pci", "-qmp", "unix:monitor,server=on,wait=off"),
-        *map(str, boot.options),
+        *boot,
         memory=memory,
         cpus=cpus,
-        accelerator=IN_TURNS if kind == "tcg" else kind,
-        cpu=boot.cpu if kind == "tcg" and platform.machine() == "x86_64" else None,
+        accelerator=IN_TURNS if emulated else kind,
+        cpu=EMULATED if emulated and platform.machine() == "x86_64" else None,
     )
     return machine.command
 

@@ -134,10 +134,21 @@ def test_who_cannot_be_had_says_why_or_is_shown_as_stored_elsewhere(place: Path)
     assert "Xen" in absent.note or "xl" in absent.note
     cells = {"stop": Cell([500.0], [0.5], short="500 ms (1,000 ×)")}
     stored = Measured("Xen", "a guest", "4.17", "2026-01-02", {"cpu": "some processor", "kernel": "6.1"}, cells)
-    (place / "stored/xen.json").write_text(json.dumps(dataclasses.asdict(stored)))
+    (place / "stored/elsewhere.json").write_text(json.dumps([dataclasses.asdict(stored)]))
     found = measure(SMALL, ["Xen"], ["stop"])
     assert found.rows[0].median_ms == 500.0 and found.rows[0].note == "stored: some processor, Linux 6.1, 2026-01-02"
     assert "Xen*" in repr(found) and "stored: some processor" in found._repr_html_()
+
+
+def test_the_rows_of_another_machine_are_shown_as_a_whole(place: Path) -> None:
+    cells = {"stop": Cell([5.0], [1.0], short="5 ms")}
+    rows_there = [Measured(who, "", None, "2026-01-02", {"cpu": "some processor"}, cells) for who in ("kit", "Xen")]
+    (place / "stored/there.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows_there]))
+    found = compare.stored("there")
+    assert [one.who for one in found.measured] == ["kit", "Xen"] and found.row("stop", "kit").times_floor == 5.0
+    assert "cpu some processor" in repr(found)
+    with pytest.raises(UsageError, match="'nowhere': no rows"):
+        compare.stored("nowhere")
 
 
 def test_the_numbers_are_beside_the_picture(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
