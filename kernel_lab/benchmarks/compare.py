@@ -22,7 +22,7 @@ from kernel_lab.benchmarks.contestant import Absent
 from kernel_lab.benchmarks.density import interruptible
 from kernel_lab.benchmarks.engines import Docker, Podman
 from kernel_lab.benchmarks.ground import ground
-from kernel_lab.benchmarks.guests import Emulated, Kvm, Xen
+from kernel_lab.benchmarks.guests import Emulated, Kvm, Xen, XenPvh
 from kernel_lab.benchmarks.machine import machine
 from kernel_lab.benchmarks.peers import Crun, Runc
 from kernel_lab.benchmarks.report import check_picture
@@ -34,7 +34,7 @@ from kernel_lab.kernel.errors import KernelError, UsageError
 ROUNDS, GUEST_ROUNDS = 20, 3
 CROWD, GUESTS = 100, 2  # fewer containers find their room in what the last ones have left behind in the kernel
 PLAIN = Plain()
-GUEST_RUNNERS: tuple[Runner, ...] = (Emulated(), Kvm(), Xen())
+GUEST_RUNNERS: tuple[Runner, ...] = (Emulated(), Kvm(), Xen(), XenPvh())
 RUNNERS: tuple[Runner, ...] = (
     *(PLAIN, Kit(), Lxc(), OciRunner(Crun()), OciRunner(Runc()), EngineRunner(Podman()), EngineRunner(Docker())),
     *GUEST_RUNNERS,

@@ -25,7 +25,7 @@ from kernel_lab.benchmarks.accounts import Memory
 from kernel_lab.benchmarks.contestant import Absent
 from kernel_lab.benchmarks.engines import Docker, Podman
 from kernel_lab.benchmarks.ground import ground
-from kernel_lab.benchmarks.guests import Emulated, Kvm, Xen
+from kernel_lab.benchmarks.guests import Emulated, Kvm, Xen, XenPvh
 from kernel_lab.benchmarks.machine import machine
 from kernel_lab.benchmarks.peers import Crun, Runc
 from kernel_lab.benchmarks.report import Report, Row, check_picture, save
@@ -36,7 +36,7 @@ from kernel_lab.kernel.errors import KernelError, UsageError
 COUNT = 500
 RUNNERS: tuple[Runner, ...] = (
     *(Kit(), Lxc(), OciRunner(Crun()), OciRunner(Runc()), EngineRunner(Podman()), EngineRunner(Docker())),
-    *(Emulated(), Kvm(), Xen()),
+    *(Emulated(), Kvm(), Xen(), XenPvh()),
 )
 FLOOR = RUNNERS[0].who
 RESERVE = 0.2  # of the machine's memory stays available

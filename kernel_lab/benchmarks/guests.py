@@ -86,7 +86,7 @@ class GuestBoxes:
         if not self.ground.network:
             return []
         script = self.ground.folder / "plug"
-        script.write_text(f"#!/bin/sh\nexec ip link set \"$1\" master {self.ground.network.bridge} up\n")
+        script.write_text(f'#!/bin/sh\nexec ip link set "$1" master {self.ground.network.bridge} up\n')
         script.chmod(0o755)
         return ["-netdev", f"tap,id=net,script={script},downscript=no", "-device", "virtio-net-pci,netdev=net,romfile="]
 
@@ -171,10 +171,10 @@ class Kvm(Emulated):
 
 
 class XenBoxes:
-    """By xl(1): a para-virtualised guest, whose console is read."""
+    """By xl(1): guests of a kind, `pv` or `pvh`, whose console is read."""
 
-    def __init__(self, ground: Ground, kernel: Path) -> None:
-        self.ground, self.kernel = ground, kernel
+    def __init__(self, ground: Ground, kernel: Path, kind: str) -> None:
+        self.ground, self.kernel, self.kind = ground, kernel, kind
 
     def idle(self, number: int) -> Stop:
         config = self._config(number, f"echo {BEGIN}; exec {shlex.join(IDLE)}")
@@ -203,12 +203,15 @@ class XenBoxes:
         """Its description for xl.cfg(5)."""
         values: dict[str, str | int | list[str]] = {
             "name": named(number),
+            "type": self.kind,
             "kernel": str(self.kernel),
             "ramdisk": str(initrd(self.ground, number, self.kernel, XEN, init)),
             "extra": f"console=hvc0 {QUIET}",
             "memory": MEMORY >> 20,
             "vcpus": 1,
             "on_crash": "destroy",
+            # Where the hypervisor reads the clock for its guests, emulated processors do not tell it how long that instruction was.
+            "tsc_mode": "native",
         }
         if self.ground.disk:
             values["disk"] = [f"format=raw,vdev=xvda,access=w,target={disk(self.ground, number)}"]
@@ -220,10 +223,11 @@ class XenBoxes:
 
 
 class Xen:
-    """A guest of a hypervisor's of its own, which must have booted this machine."""
+    """A guest of a hypervisor's of its own, which must have booted this machine: one that is para-virtualised, and asks it for everything."""
 
     who = "Xen"
     includes = "xl and a para-virtualised guest of the hypervisor under this kernel; else as QEMU by emulation"
+    kind = "pv"
     networks = True
 
     def version(self) -> str | None:
@@ -236,4 +240,12 @@ class Xen:
             raise Absent("not installed: xl (Debian's xen-utils)")
         if not HYPERVISOR.exists() or HYPERVISOR.read_text().strip() != "xen":
             raise Absent("no Xen hypervisor under this kernel")
-        yield XenBoxes(ground, stock_kernel())
+        yield XenBoxes(ground, stock_kernel(), self.kind)
+
+
+class XenPvh(Xen):
+    """One that asks it for devices alone, and runs on the processor's own virtualisation."""
+
+    who = "Xen, PVH"
+    includes = "the same, but the guest's instructions and addresses are the processor's concern"
+    kind = "pvh"

@@ -138,6 +138,8 @@ class LxcBoxes:
     def _config(self, upper: Path) -> Iterator[tuple[str, object]]:
         yield from (("lxc.rootfs.path", f"overlay:{self.ground.root}:{upper}"), ("lxc.uts.name", self.ground.hostname))
         yield from (("lxc.mount.auto", "proc"), ("lxc.console.path", "none"), ("lxc.pty.max", 0), ("lxc.tty.max", 0))
+        # Nobody else here has a profile of AppArmor's either, and where the kernel has that, but not LXC's profile in it, LXC would start nothing.
+        yield "lxc.apparmor.profile", "unconfined"
         network = self.ground.network
         yield "lxc.net.0.type", "veth" if network else "empty"
         if network:

@@ -64,10 +64,11 @@ def run(arguments: tuple[str, ...]) -> int:
 
 
 @vm.command()
-def test() -> int:
+@click.option("--quick", is_flag=True, help="Only those about control groups.")
+def test(quick: bool) -> int:
     """In it, the tests and labs that can come out differently there; starts it for that, if it does not run."""
     with tempfile.TemporaryDirectory(prefix="klab-vm-") as scratch, _for_a_while() as machine:
-        return conclude(finish(Suite(machine, Path(scratch)).steps()), None)
+        return conclude(finish(Suite(machine, Path(scratch), quick).steps()), None)
 
 
 @vm.command(context_settings=REST)

@@ -21,8 +21,8 @@ def compare(booted: Booted, options: Sequence[str], emulator: str) -> list[Measu
     with booted(False) as machine:
         rows = _rows(machine, (*CONTAINERS, "KVM"), options)
     with booted(True) as machine:
-        plain, xen = _rows(machine, ("plain process", "Xen"), options)
-    rows += [replace(plain, who=IN_DOM0, includes="the same in Xen's first guest, whose kernel is para-virtualised"), xen]
+        plain, *guests = _rows(machine, ("plain process", "Xen", "Xen, PVH"), options)
+    rows += [replace(plain, who=IN_DOM0, includes="the same in Xen's first guest, whose kernel is para-virtualised"), *guests]
     return [replace(row, machine={**row.machine, "cpu": f"{row.machine['cpu']}{emulator}"}) for row in rows]
 
 

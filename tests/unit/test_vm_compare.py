@@ -47,7 +47,7 @@ def measured(**how: object) -> list[Measured]:
 
 def test_every_row_is_there_and_says_on_what(tmp_path: Path) -> None:
     rows = measured()
-    assert [row.who for row in rows] == ["plain process", "kit", "LXC", "crun", "runc", "KVM", "plain process in Xen's dom0", "Xen"]
+    assert [row.who for row in rows] == ["plain process", "kit", "LXC", "crun", "runc", "KVM", "plain process in Xen's dom0", "Xen", "Xen, PVH"]
     assert {row.machine["cpu"] for row in rows} == {"EPYC, emulated"}
     write(rows, tmp_path / "rows.json")
     assert [Measured.of(row) for row in json.loads((tmp_path / "rows.json").read_text())] == rows
