@@ -163,7 +163,8 @@ def test_cleanup_of_nothing_and_help() -> None:
 
 @pytest.mark.slow
 def test_one_who_insists_ends_a_process_1_that_ignores_signals() -> None:
-    with subprocess.Popen([*KLAB, "run", "busybox", "sh", "-c", "echo ready; exec sleep 1000"], stdout=subprocess.PIPE, text=True) as process:
+    stubborn = ["sh", "-c", "trap '' INT TERM; echo ready; exec sleep 1000"]
+    with subprocess.Popen([*KLAB, "run", "busybox", *stubborn], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "ready\n"
         for number in (signal.SIGINT, signal.SIGTERM):
             process.send_signal(number)
