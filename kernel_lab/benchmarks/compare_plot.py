@@ -24,7 +24,7 @@ def drawn(comparison: Comparison) -> Any:
 
     cases = [case for case in comparison.cases if any(_value(one, case) for one in comparison.measured)]
     down = -(-len(cases) // ACROSS) or 1
-    figure = Figure(figsize=(11, 0.6 + down * (0.9 + 0.24 * len(comparison.measured))), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(11, 0.6 + down * (0.9 + 0.24 * len(comparison.measured))), dpi=80, layout="constrained", facecolor="white")
     names = [one.who for one in comparison.measured]
     for number, case in enumerate(cases):
         axes = figure.add_subplot(down, ACROSS, number + 1)

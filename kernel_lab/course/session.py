@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,7 @@ def lab(number: str, *needs: str) -> None:
     if absent:
         raise UsageError(f"lab {number} cannot run here: " + "; ".join(f"{need} is missing ({mend})" for need, mend in absent.items()))
     start_one()
+    _be_ready_for_large_outputs()
     _begun[:] = [(number, snapshot(state.run_path()))]
     print(f"Lab {number}: what it needs is here. Containers start {'as root' if os.geteuid() == 0 else 'rootless'}.")
 
@@ -40,6 +42,12 @@ def start_one() -> None:
     """Raises what the kernel says where no container can start. Besides, a creator opens a few files with its first container and keeps them."""
     for part in (UTS("first"), PID(init=True)):
         Container(*user(), part).run("true")
+
+
+def _be_ready_for_large_outputs() -> None:
+    """The first one of 64 KB makes a notebook's messaging start a thread, which keeps files open to the end (pyzmq's copy_threshold)."""
+    if zmq := sys.modules.get("zmq"):
+        zmq.Frame(bytes(zmq.COPY_THRESHOLD), copy=False)
 
 
 def audit(patience: float = PATIENCE) -> None:
