@@ -155,6 +155,8 @@ class Emulated:
         yield GuestBoxes(ground, kernel, self.accelerator(kernel))
 
     def accelerator(self, kernel: Path) -> str:
+        if _is_emulated():
+            raise Absent("this processor is emulated itself, and an emulator in an emulator takes minutes to boot a kernel")
         return "tcg"
 
 
@@ -168,6 +170,22 @@ class Kvm(Emulated):
         if accelerator(kernel) != "kvm":
             raise Absent("no KVM that boots a kernel here: it needs a processor with virtualisation, or the lab's virtual machine (./lab vm)")
         return "kvm"
+
+
+def _is_emulated() -> bool:
+    """What systemd-detect-virt(1) calls `qemu`; with KVM it would say so."""
+    program = shutil.which("systemd-detect-virt")
+    return program is not None and subprocess.run([program, "--vm"], capture_output=True, text=True).stdout.strip() == "qemu"
+
+
+def quickest() -> Emulated:
+    """KVM, where it boots a kernel here, and else the emulator."""
+    kvm = Kvm()
+    try:
+        kvm.accelerator(stock_kernel())
+    except (Absent, UsageError):
+        return Emulated()
+    return kvm
 
 
 class XenBoxes:

@@ -86,6 +86,15 @@ def test_a_guest_has_a_kernel_of_its_own_and_panics_alone() -> None:
     assert os.geteuid() or 5 < cell.facts["host_calls"] < 200
 
 
+@pytest.mark.needs("qemu-system-x86_64")
+def test_an_emulator_is_not_started_in_an_emulator(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "systemd-detect-virt").write_text("#!/bin/sh\necho qemu\n")
+    (place / "systemd-detect-virt").chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=":")
+    (row,) = measure(SMALL, ["QEMU, emulation"], ["stop"]).rows
+    assert row.median_ms is None and row.note.startswith("this processor is emulated itself")
+
+
 @pytest.mark.needs("root", "qemu-system-x86_64", "mke2fs", "ip")
 def test_a_guest_has_a_disk_of_its_own_and_is_plugged_into_the_bridge() -> None:
     said = "pwd; cat /proc/mounts; ping -c 3 -q"
