@@ -5,18 +5,19 @@ A module says itself which others it needs, in its section `.modinfo` (modinfo(8
 
 import lzma
 import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from kernel_lab.images.compression import Compression, decompressed
 from kernel_lab.kernel.errors import UsageError
 
 DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+LARGEST = 64 << 20  # bytes of a module
 PLACES = ("lib/modules", "usr/lib/modules")  # the second in packages since Debian 13
 
 
 def _by_zstd(packed: bytes) -> bytes:
-    return subprocess.run(["zstd", "--decompress", "--quiet"], input=packed, stdout=subprocess.PIPE, check=True).stdout
+    return b"".join(decompressed(Compression.ZSTD, [packed], LARGEST))
 
 
 # As distributions pack them: Debian 12, Debian 13, Ubuntu.
