@@ -42,9 +42,8 @@ XEN_LINE = "com1=115200,8n1 console=com1 dom0_mem=1536M,max:1536M cpuidle=0 max_
 # Linux patches its own code while other processors run it (static keys). With a thread for each of them, the emulator lets one run what is half
 # patched, once in some hours, and the kernel panics (int3 in __schedule); in turns it cannot, and takes hardly longer.
 IN_TURNS = "tcg,thread=single"
-# Has AMD's virtualisation, which QEMU's emulator knows how to nest; qemu64 lacks what numpy wants. With the other two, as the emulator has them,
-# Xen's first guest does not start.
-EMULATED = "EPYC,-smap,-smep"
+EMULATED = "EPYC"  # has AMD's virtualisation, which QEMU's emulator knows how to nest; qemu64 lacks what numpy wants
+WITHOUT = "-smap,-smep"  # as the emulator has these two, Xen's first guest does not start
 
 
 class LabVM(NamedTuple):
@@ -198,7 +197,7 @@ def _command(image: Image, disk: Path, port: int, memory: int, cpus: int, boot: 
         memory=memory,
         cpus=cpus,
         accelerator=IN_TURNS if emulated else kind,
-        cpu=EMULATED if emulated and platform.machine() == "x86_64" else None,
+        cpu=f"{EMULATED},{WITHOUT}" if emulated and platform.machine() == "x86_64" else None,
     )
     return machine.command
 

@@ -58,9 +58,6 @@ def test_the_lab_vm_comes_up_runs_a_lab_and_goes() -> None:
         assert "runs already" in lab_vm("up").stderr
         run = lab_vm("run", "02")
         assert (run.returncode, "02_uts" in run.stdout) == (0, True), run.stderr
-        # Control groups of version 2 alone, as root and where systemd delegates them.
-        tests = lab_vm("test", "--quick")
-        assert tests.returncode == 0, tests.stdout + tests.stderr
         # What was written in it stays for the next time, and the image is as it was.
         assert lab_vm("ssh", "echo kept >/root/kept; sync").returncode == 0
     finally:
@@ -76,7 +73,8 @@ def test_vagrant_brings_it_up_and_a_lab_runs_in_it(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     isolated = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private"]
     done = subprocess.run([*isolated, "sh", ROOT / "tests/vagrant_up.sh", ROOT, tmp_path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    said = [line for line in done.stderr.splitlines() if "Progress:" not in line and not line.startswith("\tfrom ")]
+    assert done.returncode == 0, "\n".join(said)
     server, wrong_token, groups, *report = done.stdout.splitlines()
     assert '"path": "labs/00_start.ipynb"' in server
     assert "403" in wrong_token
