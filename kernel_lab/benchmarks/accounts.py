@@ -38,9 +38,14 @@ class Memory(NamedTuple):
         return cls(total - available, sum(amounts.get(name, 0) for name in KERNELS) + others, available)
 
 
+def below_is_xen() -> bool:
+    """Whether this kernel is a guest of Xen's (Documentation/ABI/stable/sysfs-hypervisor-xen)."""
+    return HYPERVISOR.exists() and HYPERVISOR.read_text().strip() == "xen"
+
+
 def _of_xen() -> tuple[int, int] | None:
     """All of the machine's memory, and what no guest has of it (xl(1)); nothing where no hypervisor says so."""
-    if not (HYPERVISOR.exists() and HYPERVISOR.read_text().strip() == "xen" and shutil.which("xl")):
+    if not (below_is_xen() and shutil.which("xl")):
         return None
     said = subprocess.run(["xl", "info"], capture_output=True, text=True).stdout
     found = {name: int(amount) * MEGABYTE for name, amount in XL.findall(said)}

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kernel_lab.benchmarks import accounts, hostcalls
-from kernel_lab.benchmarks.accounts import Memory
+from kernel_lab.benchmarks.accounts import MEGABYTE, Memory
 from kernel_lab.benchmarks.contestant import Absent
 from kernel_lab.benchmarks.runners import Boxes
 from kernel_lab.kernel.errors import UsageError
 
 WORK = "/bin/work"
-MEGABYTE = 1 << 20
 COMPUTED, CALLED, STORED, SENT = 20_000_000, 200_000, 32, 64  # rounds, calls, MB, MB
 GROWING = ("ctxt", "processes", "intr", "pgfault", "uptime")  # proc_stat(5), proc_vmstat(5), proc_uptime(5)
 HOSTS = "the host's"

@@ -16,29 +16,21 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from kernel_lab.benchmarks import columns, compiled
+from kernel_lab.benchmarks import columns, compiled, density
 from kernel_lab.benchmarks.columns import Cell, Column, Setting
 from kernel_lab.benchmarks.contestant import Absent
 from kernel_lab.benchmarks.density import interruptible
-from kernel_lab.benchmarks.engines import Docker, Podman
 from kernel_lab.benchmarks.ground import ground
-from kernel_lab.benchmarks.guests import Emulated, Kvm, Xen, XenPvh
 from kernel_lab.benchmarks.machine import machine
-from kernel_lab.benchmarks.peers import Crun, Runc
 from kernel_lab.benchmarks.report import check_picture
 from kernel_lab.benchmarks.rows import Comparison, Measured, Store, brought_along
-from kernel_lab.benchmarks.runners import Kit, Plain, Runner
-from kernel_lab.benchmarks.runtimes import EngineRunner, Lxc, OciRunner
+from kernel_lab.benchmarks.runners import Plain, Runner
 from kernel_lab.kernel.errors import KernelError, UsageError
 
 ROUNDS, GUEST_ROUNDS = 20, 3
 CROWD, GUESTS = 100, 2  # fewer containers find their room in what the last ones have left behind in the kernel
 PLAIN = Plain()
-GUEST_RUNNERS: tuple[Runner, ...] = (Emulated(), Kvm(), Xen(), XenPvh())
-RUNNERS: tuple[Runner, ...] = (
-    *(PLAIN, Kit(), Lxc(), OciRunner(Crun()), OciRunner(Runc()), EngineRunner(Podman()), EngineRunner(Docker())),
-    *GUEST_RUNNERS,
-)
+RUNNERS: tuple[Runner, ...] = (PLAIN, *density.RUNNERS)
 COLUMNS: Mapping[str, Column] = {
     "first instruction": columns.first_instruction,
     "a shell": columns.shell,
@@ -111,7 +103,7 @@ def _row(one: Runner, cases: Sequence[str], size: Size, store: Store, anew: bool
 
 def _cell(one: Runner, case: str, size: Size) -> Cell:
     """Raises Absent where the runner is not to be had at all; what it cannot do is a note."""
-    guest = one in GUEST_RUNNERS
+    guest = one in density.MACHINES
     if case in NETWORKED and not one.networks:
         return Cell(note="it joins what its caller makes")
     if case in NETWORKED and os.geteuid():

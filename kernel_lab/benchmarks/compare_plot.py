@@ -5,6 +5,7 @@ import statistics
 from typing import Any
 
 from kernel_lab.benchmarks.columns import Cell
+from kernel_lab.benchmarks.report import in_plain_text
 from kernel_lab.benchmarks.rows import Comparison, Measured
 
 # What is drawn where there are no times, or where the times say less: the fact, and its unit.
@@ -58,8 +59,6 @@ def _mark(axes: Any, place: int, one: Measured, case: str) -> None:
 
 
 def _dress(axes: Any, case: str, names: list[str], labelled: bool) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
     axes.set(title=case, xscale="log", ylim=(len(names) - 0.5, -0.5))
     axes.set_xlabel(FACTS[case][1] if case in FACTS else "milliseconds", fontsize="small")
     axes.set_yticks(range(len(names)), names if labelled else [""] * len(names), fontsize="small")
@@ -67,7 +66,5 @@ def _dress(axes: Any, case: str, names: list[str], labelled: bool) -> None:
     low, high = axes.get_xlim()
     wide = max(1.5, (30 * low / high) ** 0.5)
     axes.set_xlim(low / wide, high * wide * 2)  # room for the last label
-    axes.xaxis.set_major_locator(LogLocator(numticks=6))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    in_plain_text(axes.xaxis, numticks=6)
     axes.grid(axis="x", alpha=0.3)

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kernel_lab.benchmarks import accounts
-from kernel_lab.benchmarks.accounts import Memory
+from kernel_lab.benchmarks.accounts import MEGABYTE, Memory
 from kernel_lab.benchmarks.contestant import Absent
 from kernel_lab.benchmarks.engines import Docker, Podman
 from kernel_lab.benchmarks.ground import ground
@@ -34,13 +34,11 @@ from kernel_lab.benchmarks.runtimes import EngineRunner, Lxc, OciRunner
 from kernel_lab.kernel.errors import KernelError, UsageError
 
 COUNT = 500
-RUNNERS: tuple[Runner, ...] = (
-    *(Kit(), Lxc(), OciRunner(Crun()), OciRunner(Runc()), EngineRunner(Podman()), EngineRunner(Docker())),
-    *(Emulated(), Kvm(), Xen(), XenPvh()),
-)
+CONTAINERS: tuple[Runner, ...] = (Kit(), Lxc(), OciRunner(Crun()), OciRunner(Runc()), EngineRunner(Podman()), EngineRunner(Docker()))
+MACHINES: tuple[Runner, ...] = (Emulated(), Kvm(), Xen(), XenPvh())
+RUNNERS = CONTAINERS + MACHINES
 FLOOR = RUNNERS[0].who
 RESERVE = 0.2  # of the machine's memory stays available
-MEGABYTE = 1 << 20
 DESCRIPTORS = 3  # that a creator keeps for one of them at most: a container takes one or two, a machine three
 SPARE = 200
 SETTLED, PATIENCE = MEGABYTE, 20.0

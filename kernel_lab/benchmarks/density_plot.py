@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kernel_lab.benchmarks.density import MEGABYTE, Crowd
+from kernel_lab.benchmarks.accounts import MEGABYTE
+from kernel_lab.benchmarks.density import Crowd
+from kernel_lab.benchmarks.report import in_plain_text
 
 # Told apart by their dashes and marks as well as by their colours (Okabe and Ito's, which stay apart in grey).
 STYLES = (("#0072b2", "-", "o"), ("#d55e00", "--", "s"), ("#009e73", "-.", "^"), ("#cc79a7", ":", "D"), ("#e69f00", "-", "v"), ("#000000", "--", "x"))
@@ -25,14 +27,14 @@ def drawn(crowds: Mapping[str, Crowd]) -> Any:
     memory.set(title="memory in use", xlabel="how many run", ylabel="MB, of the whole machine", ylim=(0, None))
     time.set(title="time for the next one", xlabel="how many run", ylabel="milliseconds")
     time.set_yscale("log")
-    _in_plain_text(time.yaxis, (1, 2, 5))
+    in_plain_text(time.yaxis, subs=(1, 2, 5))
     if _apart(crowds):
         memory.set_yscale("log", nonpositive="mask")
         memory.set_ylim(0.1, None)
-        _in_plain_text(memory.yaxis, (1,))
+        in_plain_text(memory.yaxis)
         for axes in (memory, time):
             axes.set_xscale("log")
-            _in_plain_text(axes.xaxis, (1, 2, 5))
+            in_plain_text(axes.xaxis, subs=(1, 2, 5))
     for axes in (memory, time):
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -44,15 +46,6 @@ def _apart(crowds: Mapping[str, Crowd]) -> bool:
     """Whether what one of them takes could not be seen beside what another one takes: containers beside machines."""
     each = [max(crowd.used[-1], 1) / crowd.count for _, crowd in _that_ran(crowds)]
     return bool(each) and max(each) > APART * min(each)
-
-
-def _in_plain_text(axis: Any, steps: tuple[int, ...]) -> None:
-    """Of a logarithmic axis: for powers of ten matplotlib would set formulas, whose fonts it then keeps open."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_major_locator(LogLocator(subs=steps))
-    axis.set_minor_locator(NullLocator())
 
 
 def _that_ran(crowds: Mapping[str, Crowd]) -> Iterator[tuple[str, Crowd]]:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from kernel_lab.benchmarks.accounts import HYPERVISOR
+from kernel_lab.benchmarks.accounts import below_is_xen
 from kernel_lab.benchmarks.contestant import Absent, Ground
 from kernel_lab.benchmarks.runners import IDLE, Boxes, Stop, named, started
 from kernel_lab.kernel.errors import UsageError
@@ -256,7 +256,7 @@ class Xen:
     def ready(self, ground: Ground) -> Iterator[Boxes]:
         if not shutil.which("xl"):
             raise Absent("not installed: xl (Debian's xen-utils)")
-        if not HYPERVISOR.exists() or HYPERVISOR.read_text().strip() != "xen":
+        if not below_is_xen():
             raise Absent("no Xen hypervisor under this kernel")
         yield XenBoxes(ground, stock_kernel(), self.kind)
 

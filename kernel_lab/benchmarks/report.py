@@ -132,6 +132,15 @@ def save(figure: Any, file: str | Path | io.BytesIO, **options: str) -> None:
     font_manager._get_font.cache_clear()  # type: ignore[attr-defined]  # for each thread matplotlib keeps the fonts' files open, for good
 
 
+def in_plain_text(axis: Any, **ticks: Any) -> None:
+    """Ticks of a logarithmic axis: for powers of ten matplotlib would set formulas, whose fonts it then keeps open."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(**ticks))
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def check_picture(file: str | Path) -> None:
     """Raises UsageError for a picture that could not be written, before anything has been measured for it."""
     path = Path(file)

@@ -40,11 +40,11 @@ def build() -> None:
 @vm.command()
 @click.option("--port", default=0, help="The port of the loopback that leads to its ssh; without it, one that is free.")
 @click.option("--memory", default=labvm.MEMORY >> 20, show_default=True, help="In MB.")
-@click.option("--cpus", default=labvm.CPUS, show_default=True)
-@click.option("--xen", is_flag=True, help="Below the hypervisor Xen, as its first guest; with one processor.")
+@click.option("--cpus", default=labvm.CPUS, show_default=True, help="One, where it is emulated.")
+@click.option("--xen", is_flag=True, help="Below the hypervisor Xen, as its first guest.")
 def up(port: int, memory: int, cpus: int, xen: bool) -> None:
     """Start it, and put the kit as it is here into it."""
-    _up(port=port, memory=memory << 20, cpus=1 if xen else cpus, xen=xen)
+    _up(port=port, memory=memory << 20, cpus=cpus, xen=xen)
 
 
 @vm.command(context_settings=REST)
@@ -64,11 +64,10 @@ def run(arguments: tuple[str, ...]) -> int:
 
 
 @vm.command()
-@click.option("--quick", is_flag=True, help="Only those about control groups.")
-def test(quick: bool) -> int:
+def test() -> int:
     """In it, the tests and labs that can come out differently there; starts it for that, if it does not run."""
     with tempfile.TemporaryDirectory(prefix="klab-vm-") as scratch, _for_a_while() as machine:
-        return conclude(finish(Suite(machine, Path(scratch), quick).steps()), None)
+        return conclude(finish(Suite(machine, Path(scratch)).steps()), None)
 
 
 @vm.command(context_settings=REST)
@@ -80,15 +79,8 @@ def compare(file: Path, options: tuple[str, ...]) -> None:
         raise UsageError("the lab VM runs already, and this starts one of its own: ./lab vm down first")
     emulated = accelerator(_image().kernel) == "tcg"
 
-    @contextmanager
-    def booted(xen: bool) -> Iterator[LabVM]:
-        machine = _up(memory=vm_compare.MEMORY, cpus=1, xen=xen)
-        try:
-            yield machine
-        finally:
-            machine.stop()
-
-    vm_compare.write(vm_compare.compare(booted, options, ", emulated by QEMU" if emulated else ""), file)
+    rows = vm_compare.compare(lambda xen: _booted(memory=vm_compare.MEMORY, cpus=1, xen=xen), options, ", emulated by QEMU" if emulated else "")
+    vm_compare.write(rows, file)
 
 
 @vm.command()
@@ -145,7 +137,13 @@ def _for_a_while() -> Iterator[LabVM]:
         machine.send(images.ROOT)
         yield machine
         return
-    machine = _up()
+    with _booted() as machine:
+        yield machine
+
+
+@contextmanager
+def _booted(**how: Any) -> Iterator[LabVM]:
+    machine = _up(**how)
     try:
         yield machine
     finally:

@@ -23,15 +23,12 @@ mkdir "$group/klab-creators" && echo $$ >"$group/klab-creators/cgroup.procs" && 
 
 @dataclass(frozen=True)
 class Suite:
-    """The steps in one machine; `scratch` is a folder here for what they report. `quick`: only those about control groups."""
+    """The steps in one machine; `scratch` is a folder here for what they report."""
 
     machine: LabVM
     scratch: Path
-    quick: bool = False
 
     def steps(self) -> list[tuple[str, Run]]:
-        if self.quick:
-            return [("limits", lambda: self.kernel(LIMITS)), ("limits, delegated", lambda: self.kernel(LIMITS, user="learner", within=DELEGATED))]
         return [
             ("kernel", lambda: self.kernel(KERNEL)),
             ("limits, delegated", lambda: self.kernel(LIMITS, user="learner", within=DELEGATED)),

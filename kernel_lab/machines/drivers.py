@@ -5,7 +5,7 @@ A module says itself which others it needs, in its section `.modinfo` (modinfo(8
 
 import lzma
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kernel_lab.images.compression import Compression, decompressed
@@ -36,7 +36,7 @@ def drivers(kernel: Path, *names: str) -> list[bytes]:
     files = {_named(path.name.partition(".")[0]): path for path in modules}
     found: dict[str, bytes] = {}
     for name in names:
-        found |= {each: module for each, module in _with_its_needs(_named(name), files) if each not in found}
+        _add(_named(name), files, found)
     return list(found.values())
 
 
@@ -45,14 +45,14 @@ def _named(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _with_its_needs(name: str, files: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
-    if name not in files:
+def _add(name: str, files: Mapping[str, Path], found: dict[str, bytes]) -> None:
+    if name in found or name not in files:
         return
     module = _read(files[name])
     needs = DEPENDS.search(module)
     for other in needs[1].decode().split(",") if needs else ():
-        yield from _with_its_needs(_named(other), files)
-    yield name, module
+        _add(_named(other), files, found)
+    found[name] = module
 
 
 def _read(path: Path) -> bytes:

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from kernel_lab.machines import image as images
 from kernel_lab.machines.accelerator import accelerator
 from kernel_lab.machines.image import Image
 from kernel_lab.machines.monitor import Monitor
-from kernel_lab.machines.qemu import Qemu, emulator
+from kernel_lab.machines.qemu import Qemu
 from kernel_lab.state import Creator
 
 KIT = "/kernel_lab"  # where the kit is in the guest
@@ -39,9 +39,6 @@ SHOWN = 5  # lines of its console, when it does not come up
 KERNEL_LINE = "root=/dev/vda rw quiet systemd.show_status=no mitigations=off init_on_alloc=0 panic=-1"
 # Xen's own: its console is the serial line; where time is emulated, sleeping deeper than HLT only stops it (xen-command-line).
 XEN_LINE = "com1=115200,8n1 console=com1 dom0_mem=1536M,max:1536M cpuidle=0 max_cstate=0 mwait-idle=0"
-# Linux patches its own code while other processors run it (static keys). With a thread for each of them, the emulator lets one run what is half
-# patched, once in some hours, and the kernel panics (int3 in __schedule); in turns it cannot, and takes hardly longer.
-IN_TURNS = "tcg,thread=single"
 EMULATED = "EPYC"  # has AMD's virtualisation, which QEMU's emulator knows how to nest; qemu64 lacks what numpy wants
 WITHOUT = "-smap,-smep"  # as the emulator has these two, Xen's first guest does not start
 
@@ -121,13 +118,15 @@ def find() -> LabVM | None:
 def up(image: Image, *, port: int = 0, memory: int = MEMORY, cpus: int = CPUS, xen: bool = False) -> LabVM:
     """Starts it, and waits until it answers. `port` of the loopback leads to its ssh; 0: one that is free. `xen`: below its kernel, a hypervisor.
 
+    `cpus`: of one that is not emulated; that has one.
+
     Raises UsageError for what is missing or taken, RuntimeError when it does not answer: it is ended then, and nothing is left of it.
     """
     with state.locked(state.folder("vm") / "lock"):
         if running := find():
             raise UsageError(f"the lab VM runs already (process {running.qemu.pid}): ./lab vm ssh, or ./lab vm down first")
         port = _free(port)
-        command = _command(image, _disk(image), port, memory, cpus, _below_xen(image) if xen else _by_itself(image))
+        command = _command(image, _disk(image), port, memory, cpus, xen)
         process, machine = _start(command, image, port)
         try:
             _wait(process, machine, port)
@@ -174,10 +173,6 @@ def _disk(image: Image) -> Path:
     return disk
 
 
-def _by_itself(image: Image) -> list[str]:
-    return ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", f"console={emulator().console} {KERNEL_LINE}"]
-
-
 def _below_xen(image: Image) -> list[str]:
     """The hypervisor is what the firmware starts; the kernel is its first guest, dom0, handed to it as a module (multiboot)."""
     if not image.hypervisor.exists():
@@ -186,18 +181,23 @@ def _below_xen(image: Image) -> list[str]:
     return ["-kernel", str(image.hypervisor), "-initrd", modules, "-append", XEN_LINE]
 
 
-def _command(image: Image, disk: Path, port: int, memory: int, cpus: int, boot: Sequence[str]) -> list[str]:
+def _command(image: Image, disk: Path, port: int, memory: int, cpus: int, xen: bool) -> list[str]:
     kind = accelerator(image.kernel)
     emulated = kind == "tcg"
     machine = Qemu(
         *("-drive", f"file={disk},if=virtio,format=qcow2,cache=unsafe,discard=unmap"),
         *("-netdev", f"user,id=net,hostfwd=tcp:{LOOPBACK}:{port}-:22", "-device", "virtio-net-pci,netdev=net"),
         *("-device", "virtio-rng-pci", "-qmp", "unix:monitor,server=on,wait=off"),
-        *boot,
+        *(_below_xen(image) if xen else ()),
         memory=memory,
-        cpus=cpus,
-        accelerator=IN_TURNS if emulated else kind,
+        # Linux patches its own code while other processors run it (static keys). The emulator, with a thread for each, lets one run what is half
+        # patched, and the kernel panics, once in some hours; with one thread for all, KVM's guests in it hang.
+        cpus=1 if emulated else cpus,
+        accelerator=kind,
         cpu=f"{EMULATED},{WITHOUT}" if emulated and platform.machine() == "x86_64" else None,
+        kernel=None if xen else image.kernel,
+        initrd=None if xen else image.initrd,
+        append=KERNEL_LINE,
     )
     return machine.command
 

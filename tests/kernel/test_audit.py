@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import nbformat
 import pytest
 from waiting import soon
 
+from kernel_lab.course.execute import execute
 from kernel_lab.kernel import procfs
 from kernel_lab.kernel.executors import available
 from kernel_lab.kernel.snapshot import Leaks, Snapshot, snapshot
@@ -207,3 +209,11 @@ def test_a_test_that_leaks_fails_and_no_other(tmp_path: Path, quick: str) -> Non
     assert "needs no-such-tool: not on the PATH" in output
     assert ("needs user: this is root" if ROOT else "needs root: this is an ordinary user") in output
     assert [line for line in output.split("\n") if line.startswith("executor:")] == [f"executor: {name}" for name in executors]
+
+
+@pytest.mark.slow
+@pytest.mark.needs("userns")
+def test_what_a_large_output_opens_in_a_notebook_is_not_the_labs(tmp_path: Path) -> None:
+    cells = ["from kernel_lab.course.session import audit, lab\nlab('99')", "b'x' * 200_000", "audit()"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    assert execute(notebook, tmp_path, strict=True).error == ""
