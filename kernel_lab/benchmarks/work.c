@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/msg.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -93,6 +94,8 @@ static int answer(int number)
         errno = 0;
         long result = syscall(number, -1L, -1L, -1L, -1L, -1L, -1L);
         *said = result == -1 ? errno : 0;
+        if (number == SYS_msgget && result != -1)
+            msgctl(result, IPC_RMID, NULL); /* -1 is a key, too, and asks for a new queue, which would outlive us (msgget(2)) */
         _exit(0);
     }
     for (int waited = 0; waitpid(child, NULL, WNOHANG) == 0; waited++) {

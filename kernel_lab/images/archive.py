@@ -64,7 +64,7 @@ class Archive:
         self._here = memoryview(b"")
         self._left = 0  # bytes of the present file that are still to come
         self._padding = 0
-        self._latest = "its beginning"
+        self._latest: Entry | str = "its beginning"
 
     def __iter__(self) -> Iterator[Entry]:
         records: dict[bytes, bytes] = {}
@@ -145,7 +145,7 @@ class Archive:
             entry = entry._replace(kind=DIRECTORY if entry.kind == OLD_FILE and entry.name.endswith(b"/") else FILE)
         if b"\0" in entry.name or b"\0" in entry.link:
             raise UsageError(f"{entry}: its name or its link has a zero byte in it, and the kernel's names end there")
-        self._latest = str(entry)
+        self._latest = entry
         if entry.kind not in KINDS:
             raise UsageError(f"{entry}: an entry of type {entry.kind!r}; a layer has files, directories, links, devices and fifos")
         # What is no file has no content, whatever size it names.
@@ -161,27 +161,30 @@ class Archive:
 
     def _old_sparse(self, entry: Entry, block: bytes) -> Entry:
         """GNU's first way: a list in the header, and in blocks behind it (tar(5), "GNU tar archives")."""
-        fields, more, size = block[_OLD_SEGMENTS], block[482], _natural(block[483:495], "real size")
+        fields, more, size = bytearray(block[_OLD_SEGMENTS]), block[482], _natural(block[483:495], "real size")
         while more:
             following = self._take(BLOCK)
             if not following:
                 raise self._truncated()
-            fields, more = fields + following[_MORE_SEGMENTS], following[504]
+            fields += following[_MORE_SEGMENTS]
+            more = following[504]
             if len(fields) > MOST_EXTENDED:
                 raise UsageError(f"{entry}: a sparse file of more segments than {MOST_EXTENDED // 24}")
-        numbers = [_natural(fields[start : start + 12], "segment") for start in range(0, len(fields), 12) if fields[start]]
+        numbers = [_natural(bytes(fields[start : start + 12]), "segment") for start in range(0, len(fields), 12) if fields[start]]
         return _segmented(entry._replace(kind=FILE, size=size), numbers, self._left)
 
     def _numbers(self) -> list[int]:
         """PAX 1.0: a list in lines, at the head of the content, in whole blocks."""
-        text, wanted = b"", 1
-        while text.count(b"\n") < wanted:
+        text, lines, wanted = bytearray(), 0, 1
+        while lines < wanted:
             if len(text) > MOST_EXTENDED or self._left < BLOCK:
                 raise UsageError(f"a sparse file's list of segments has no end, after {self._latest}")
-            text += b"".join(self.data(BLOCK))
-            if b"\n" in text:
-                wanted = 2 * _decimal(text.partition(b"\n")[0], "number of segments") + 1
-        return [_decimal(line, "segment") for line in text.split(b"\n")[1:wanted]]
+            block = b"".join(self.data(BLOCK))
+            text += block
+            lines += block.count(b"\n")
+            if wanted == 1 and lines:
+                wanted = 2 * _decimal(bytes(text[: text.index(b"\n")]), "number of segments") + 1
+        return [_decimal(line, "segment") for line in bytes(text).split(b"\n")[1:wanted]]
 
 
 def _header(block: bytes) -> tuple[Entry, int]:

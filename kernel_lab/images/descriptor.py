@@ -35,16 +35,8 @@ Reader = Callable[[Any, str], T]  # of a JSON value, which takes its place in wo
 _REQUIRED: Any = object()
 
 
-def digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def diff_id(tar: Iterable[bytes]) -> str:
-    """The DiffID of a layer: the digest of its archive, uncompressed (config.md, "Layer DiffID")."""
-    sha256 = hashlib.sha256()
-    for chunk in tar:
-        sha256.update(chunk)
-    return f"sha256:{sha256.hexdigest()}"
+def digest_of(content: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
 def chain_ids(diff_ids: Iterable[str]) -> tuple[str, ...]:
@@ -142,15 +134,11 @@ class Index(_Document):
         fields = _versioned(raw, where, INDEXES, no=("config", "layers"))
         return cls(
             fields.take("manifests", listing(Descriptor.read), _REQUIRED, null=()),
-            fields.take("mediaType", text, None),
-            fields.take("annotations", mapping(text), {}),
-            fields.others,
+            *_common(fields),
         )._of(raw)
 
     def json(self) -> dict[str, Any]:
-        manifests = [descriptor.json() for descriptor in self.manifests]
-        own = {"schemaVersion": 2, "manifests": manifests}
-        return own | _present(self.others, mediaType=self.media_type, annotations=self.annotations or None)
+        return _versioned_json(self, manifests=[descriptor.json() for descriptor in self.manifests])
 
 
 @dataclass(frozen=True)
@@ -169,15 +157,11 @@ class Manifest(_Document):
         return cls(
             fields.take("config", Descriptor.read),
             fields.take("layers", listing(Descriptor.read), _REQUIRED, null=()),
-            fields.take("mediaType", text, None),
-            fields.take("annotations", mapping(text), {}),
-            fields.others,
+            *_common(fields),
         )._of(raw)
 
     def json(self) -> dict[str, Any]:
-        layers = [layer.json() for layer in self.layers]
-        own = {"schemaVersion": 2, "config": self.config.json(), "layers": layers}
-        return own | _present(self.others, mediaType=self.media_type, annotations=self.annotations or None)
+        return _versioned_json(self, config=self.config.json(), layers=[layer.json() for layer in self.layers])
 
 
 @dataclass(frozen=True)
@@ -323,6 +307,16 @@ def _versioned(raw: bytes, where: str, media_types: tuple[str, ...], no: tuple[s
     if both := [name for name in no if name in fields.others]:
         raise UsageError(f"{where}: {both[0]}: no document has the fields of a manifest and of an index")
     return fields
+
+
+def _common(fields: _Fields) -> tuple[str | None, Mapping[str, str], Mapping[str, Any]]:
+    """What an index and a manifest both have, and what is not known: to be taken last."""
+    return fields.take("mediaType", text, None), fields.take("annotations", mapping(text), {}), fields.others
+
+
+def _versioned_json(document: Index | Manifest, **own: Any) -> dict[str, Any]:
+    annotations = document.annotations or None
+    return _present(document.others, schemaVersion=2, mediaType=document.media_type, annotations=annotations, **own)
 
 
 def _decoded(raw: bytes, where: str) -> Any:

@@ -1,7 +1,7 @@
 """A directory becomes a layer's archive: bit for bit the same for the same content, so that its digest is the content's.
 
 So names stand in the order of their bytes, each header says what it has to in one way, and nothing of the machine is in it: no inode, no time of
-access, no name of a user. A layer may be the upper directory of a container that runs, and changes: as in unpack.py, no link is followed.
+access, no name of a user. A layer may be the upper directory of a container that runs, and changes: no link is followed.
 """
 
 import os
@@ -11,9 +11,11 @@ from pathlib import Path
 
 from kernel_lab.images import archive
 from kernel_lab.images.archive import Entry, encode
-from kernel_lab.images.unpack import OVERLAYS, Owner, open_inside
+from kernel_lab.images.beneath import open_inside, place
+from kernel_lab.images.unpack import OVERLAYS, Owner
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.flags import RESOLVE, O
+from kernel_lab.unionfs.aufs_copy import list_attributes
 from kernel_lab.unionfs.whiteouts import AUFS, AUFS_OPAQUE, AUFS_WHITEOUT, Listing, Notation
 
 CHUNK = 1 << 18
@@ -67,7 +69,7 @@ class _Packing:
 
     def _directory(self, here: int, path: bytes) -> Generator[bytes, None, list[bytes]]:
         """A directory's own entry and those of its names; the directories in it are returned."""
-        itself = f"/proc/self/fd/{here}/."
+        itself = place(here, b".")
         listing = self._marks.read(itself)
         self._check(itself, listing, path)
         yield encode(self._entry(path + b"/", os.fstat(here), itself))
@@ -104,7 +106,7 @@ class _Packing:
         if stat.S_ISREG(status.st_mode):
             yield from self._file(here, name, path)
             return
-        entry = self._entry(path, status, f"/proc/self/fd/{here}/{os.fsdecode(name)}")
+        entry = self._entry(path, status, place(here, name))
         yield encode(entry._replace(link=os.readlink(name, dir_fd=here) if stat.S_ISLNK(status.st_mode) else b""))
 
     def _file(self, here: int, name: bytes, path: bytes) -> Iterator[bytes]:
@@ -124,8 +126,8 @@ class _Packing:
         finally:
             os.close(file)
 
-    def _entry(self, path: bytes, status: os.stat_result, place: int | str | None) -> Entry:
-        """What an archive says of every kind of file; `place` is where its extended attributes are."""
+    def _entry(self, path: bytes, status: os.stat_result, where: int | str | None) -> Entry:
+        """What an archive says of every kind of file; `where` its extended attributes are."""
         uid, gid = self._owner(status.st_uid, status.st_gid)
         return Entry(
             path,
@@ -135,11 +137,12 @@ class _Packing:
             gid=gid,
             mtime=status.st_mtime_ns,
             device=status.st_rdev,
-            xattrs={} if place is None else _xattrs(place),
+            xattrs={} if where is None else _xattrs(where),
         )
 
 
-def _xattrs(place: int | str) -> dict[str, bytes]:
-    follow = isinstance(place, int)  # a path's last component may be a link, whose own they are
-    names = (name for name in os.listxattr(place, follow_symlinks=follow) if not name.startswith(OF_THIS_MACHINE))
-    return {name: os.getxattr(place, name, follow_symlinks=follow) for name in names}
+def _xattrs(where: int | str) -> dict[str, bytes]:
+    follow = isinstance(where, int)  # a path's last component may be a link, whose own they are
+    path = f"/proc/self/fd/{where}" if isinstance(where, int) else where
+    names = (name for name in list_attributes(path, follow) if not name.startswith(OF_THIS_MACHINE))
+    return {name: os.getxattr(path, name, follow_symlinks=follow) for name in names}

@@ -1,13 +1,9 @@
-"""Where images are kept: a folder in OCI's image layout (image-layout.md), which skopeo, umoci and podman open as it is.
+"""Where images are kept: what an image is in an image layout, how it is called, and what it needs, so that it is there and whole.
 
-Every blob is a file under its own digest, so that a name can only ever mean one content; `index.json` says which of them are images, and what these
-are called. What is written is written under a name of its maker's, and renamed into place when the disk has it: at any moment a process may be
-killed, and an image whose `tag` has returned is there and whole. Several processes may work on one store; other programs know nothing of its lock.
+skopeo, umoci and podman open the folder as it is. Every blob is found by its own digest, so that a name can only ever mean one content; the index
+says which of them are images, and what these are called. An image whose `tag` has returned is there and whole, whoever is killed.
 """
 
-import hashlib
-import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,15 +13,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from kernel_lab import state
-from kernel_lab.images.descriptor import CONTAINERD_NAME, INDEXES, MANIFESTS, NAME, Config, Descriptor, Index, Manifest
+from kernel_lab.images.descriptor import CONTAINERD_NAME, INDEXES, MANIFESTS, NAME, Config, Descriptor, Index, Manifest, digest_of
+from kernel_lab.images.layout import Layout
 from kernel_lab.images.reference import HEX_DIGITS, OFFICIAL, Reference, wrong_digest
 from kernel_lab.kernel.errors import UsageError
 
-LAYOUT, INDEX, BLOBS, LOCK = "oci-layout", "index.json", "blobs", "lock"
-VERSION = "1.0.0"
 CHUNK = 1 << 20
 LARGEST_DOCUMENT = 4 << 20  # what is read at once: no client should push a larger manifest (distribution specification, "Pushing Manifests")
-_NEW, _ADDING = ".new", ".adding"
 
 Document = TypeVar("Document", Index, Manifest)
 
@@ -45,27 +39,20 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not (self.path / LAYOUT).exists():
-            self._make()
-        _check_layout(self.path / LAYOUT)
+        self._layout = Layout(self.path)
 
     # What is there.
 
     def images(self) -> tuple[Descriptor, ...]:
         """All images, one descriptor for each name; `name_of` knows it."""
-        return self._index().manifests
+        return self._layout.index().manifests
 
     def resolve(self, what: str | Reference) -> Descriptor:
         """The image of this name, of this digest, or of this id: the digest of its configuration, or enough of its beginning.
 
         Raises UsageError when there is none, or more than one.
         """
-        images = self.images()
-        found = next(iter(_called(images, str(what))), None) or self._of_digest(images, str(what))
-        if not found:
-            names = ", ".join(sorted(filter(None, map(name_of, images)))) or "none that has a name"
-            raise UsageError(f"{str(what)!r}: there is no image of this name or id; the images here: {names}")
-        return found
+        return self._found(self.images(), str(what))
 
     def index(self, descriptor: Descriptor) -> Index:
         """The index that a descriptor points to."""
@@ -85,16 +72,13 @@ class Store:
             raise UsageError(f"{descriptor.digest}: {descriptor.size} bytes are too many for a document; the most is {LARGEST_DOCUMENT}")
         with self.open(descriptor) as file:
             content = file.read(descriptor.size + 1)
-        if len(content) != descriptor.size or _hash(descriptor.digest, content) != descriptor.digest:
+        if len(content) != descriptor.size or digest_of(content, descriptor.digest.partition(":")[0]) != descriptor.digest:
             raise UsageError(f"{descriptor.digest}: damaged: these are other bytes; put it again")
         return content
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """A blob, to be read piece by piece. It stays readable, whoever removes it meanwhile."""
-        try:
-            return open(self._blob(descriptor.digest), "rb")
-        except FileNotFoundError:
-            raise UsageError(f"{descriptor.digest}: missing in {self.path}; put it again") from None
+        return self._layout.open(descriptor.digest)
 
     def needs(self, *descriptors: Descriptor, strict: bool = True) -> Iterator[Descriptor]:
         """These, and all that can be reached from them, each once. Where a document is missing, nothing further is known.
@@ -128,12 +112,8 @@ class Store:
             ...
             store.tag(manifest, "busybox")
         """
-        hold = self._own_file(_ADDING)
-        try:
-            hold.touch()
+        with self._layout.hold() as hold:
             yield Addition(self, hold)
-        finally:
-            hold.unlink(missing_ok=True)
 
     def tag(self, descriptor: Descriptor, name: str | Reference | None) -> Descriptor:
         """Makes a manifest or an index an image, or gives an image one more name; without a name it is found by its id.
@@ -145,21 +125,22 @@ class Store:
             raise UsageError(f"{descriptor.digest}: {descriptor.media_type}: an image is a manifest or an index")
         called = None if name is None else str(_nameable(name, descriptor))
         image = _with_name(descriptor, called)
-        with state.locked(self.path / LOCK):
-            self._check_whole(image)
-            before = (_with_name(other, None) if called and name_of(other) == called else other for other in self.images())
-            self._sync_blobs()
-            self._write_index([*before, image])
+        with self._layout.locked():
+            self._all_there(image)
+            index = self._layout.index()
+            before = (_with_name(other, None) if called and name_of(other) == called else other for other in index.manifests)
+            self._layout.sync_blobs()
+            self._write(index, [*before, image])
         return image
 
     def untag(self, name: str | Reference) -> Descriptor:
         """Takes a name away; the image stays, if only under its id. Raises UsageError when nothing has this name."""
-        with state.locked(self.path / LOCK):
-            images = self.images()
-            named = _called(images, str(name))
+        with self._layout.locked():
+            index = self._layout.index()
+            named = _called(index.manifests, str(name))
             if not named:
                 raise UsageError(f"{str(name)!r}: there is no image of this name")
-            self._write_index([_with_name(image, None) if image in named else image for image in images])
+            self._write(index, [_with_name(image, None) if image in named else image for image in index.manifests])
         return _with_name(named[0], None)
 
     def remove(self, what: str | Reference) -> tuple[str, ...]:
@@ -167,91 +148,35 @@ class Store:
 
         The blobs go too that no other image needs: their digests. Raises UsageError, and has changed nothing, when there is no such image.
         """
-        with state.locked(self.path / LOCK):
-            images = self.images()
-            gone = _called(images, str(what)) or self._entries(images, str(what))
-            left = [image for image in images if image not in gone]
+        with self._layout.locked():
+            index = self._layout.index()
+            gone = _called(index.manifests, str(what)) or self._entries(index.manifests, str(what))
+            left = [image for image in index.manifests if image not in gone]
             kept = self._kept(left)
             unneeded = {descriptor.digest for descriptor in self.needs(*gone, strict=False)} - kept
-            self._write_index(left)
-            return self._unlinked(unneeded)
+            self._write(index, left)
+            return self._layout.remove(unneeded)
 
     def prune(self, unnamed: bool = False) -> Pruned:
         """Removes blobs that no image needs, and what dead makers have left; with `unnamed` also images without a name.
 
         Raises UsageError, and has changed nothing, where a damaged manifest does not say what it needs.
         """
-        with state.locked(self.path / LOCK):
-            left = [image for image in self.images() if name_of(image) is not None or not unnamed]
-            unneeded = self._blobs() - self._kept(left)
+        with self._layout.locked():
+            index = self._layout.index()
+            left = [image for image in index.manifests if name_of(image) is not None or not unnamed]
+            unneeded = self._layout.digests() - self._kept(left)
             if unnamed:
-                self._write_index(left)
-            leftovers = [path for path in self.path.iterdir() if path.name.startswith((_NEW, _ADDING)) and not _maker_lives(path)]
-            for path in leftovers:
-                path.unlink(missing_ok=True)
-            return Pruned(self._unlinked(unneeded), tuple(sorted(path.name for path in leftovers)))
+                self._write(index, left)
+            return Pruned(self._layout.remove(unneeded), self._layout.remove_leftovers())
 
     # Inside.
 
-    def _make(self) -> None:
-        try:
-            self.path.mkdir(0o700, parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UsageError(f"{self.path}: images are kept in a folder, and this is none") from None
-        # What a killed maker has left may be there; what is anybody else's may not.
-        if strange := [name for name in os.listdir(self.path) if name not in (LAYOUT, INDEX, BLOBS, LOCK) and not name.startswith(f"{_NEW}.")]:
-            raise UsageError(f"{self.path}: has {strange[0]!r} and no {LAYOUT}; images are kept in an image layout or an empty folder")
-        with state.locked(self.path / LOCK):
-            if not (self.path / LAYOUT).exists():
-                (self.path / BLOBS / "sha256").mkdir(parents=True, exist_ok=True)
-                self._write(INDEX, Index().raw)
-                self._write(LAYOUT, json.dumps({"imageLayoutVersion": VERSION}).encode())  # last: with it, all is there
-
-    def _index(self) -> Index:
-        try:
-            return Index.read((self.path / INDEX).read_bytes(), str(self.path / INDEX))
-        except FileNotFoundError:
-            raise UsageError(f"{self.path}: {INDEX} is missing, without which there is no image layout") from None
-
-    def _write_index(self, images: Iterable[Descriptor]) -> None:
-        self._write(INDEX, replace(self._index(), manifests=tuple(_settled(images))).raw)
-
-    def _write(self, name: str, content: bytes) -> None:
-        with self._new_file() as file:
-            file.write(content)
-            _sync(file)
-            os.replace(file.name, self.path / name)
-        _sync_directory(self.path)
-
-    @contextmanager
-    def _new_file(self) -> Iterator[BinaryIO]:
-        """A file that is gone in the end, unless it has been given another name."""
-        path = self._own_file(_NEW)
-        try:
-            with open(path, "xb") as file:
-                yield file
-        finally:
-            path.unlink(missing_ok=True)
-
-    def _own_file(self, kind: str) -> Path:
-        # In the store's folder, where `klab cleanup` finds what the dead have left.
-        return self.path / f"{kind}.{state.Creator.this().stamp}.{os.urandom(4).hex()}"
-
-    def _blob(self, digest: str) -> Path:
-        if why := wrong_digest(digest):
-            raise UsageError(why)
-        return self.path / BLOBS / digest.replace(":", "/")
-
-    def _blobs(self) -> set[str]:
-        found = (f"{path.parent.name}:{path.name}" for path in (self.path / BLOBS).glob("*/*"))
-        return {digest for digest in found if not wrong_digest(digest)}
-
-    def _sync_blobs(self) -> None:
-        for path in filter(Path.exists, (self.path / BLOBS / part for part in (*HEX_DIGITS, ""))):
-            _sync_directory(path)
+    def _write(self, index: Index, images: Iterable[Descriptor]) -> None:
+        self._layout.write_index(replace(index, manifests=tuple(_settled(images))))
 
     def _children(self, descriptor: Descriptor, strict: bool) -> tuple[Descriptor, ...]:
-        if descriptor.media_type not in (*INDEXES, *MANIFESTS) or not self._blob(descriptor.digest).exists():
+        if descriptor.media_type not in (*INDEXES, *MANIFESTS) or not self._layout.has(descriptor.digest):
             return ()
         try:
             if descriptor.media_type in INDEXES:
@@ -265,28 +190,25 @@ class Store:
 
     def _kept(self, images: Iterable[Descriptor]) -> set[str]:
         """The digests that must stay: of what the images need, and of what somebody is adding."""
-        holds = [path for path in self.path.glob(f"{_ADDING}.*") if _maker_lives(path)]
-        return {descriptor.digest for descriptor in self.needs(*images)}.union(*map(_held, holds))
+        return {descriptor.digest for descriptor in self.needs(*images)} | self._layout.held()
 
-    def _unlinked(self, digests: Iterable[str]) -> tuple[str, ...]:
-        gone = sorted(digest for digest in digests if self._blob(digest).exists())
-        for digest in gone:
-            self._blob(digest).unlink()
-        return tuple(gone)
-
-    def _check_whole(self, image: Descriptor) -> None:
+    def _all_there(self, image: Descriptor) -> list[str]:
+        """The digests of all that an image needs. Raises UsageError when a blob of these is not there."""
+        digests = []
         for descriptor in self.needs(image):
-            if (why := self._wrong_size(descriptor)) is not None:
+            if (why := self._layout.wrong_size(descriptor)) is not None:
                 raise UsageError(f"{descriptor.digest}: {why}, and {image.digest} needs it; put it first")
+            digests.append(descriptor.digest)
+        return digests
 
     def _damage(self) -> dict[str, str]:
         needed = list(self.needs(*self.images(), strict=False))
-        others = self._blobs() - {descriptor.digest for descriptor in needed}
+        others = self._layout.digests() - {descriptor.digest for descriptor in needed}
         wrong = {descriptor.digest: why for descriptor in needed if (why := self._wrong(descriptor))}
-        return wrong | {digest: why for digest in sorted(others) if (why := self._wrong_content(digest))}
+        return wrong | {digest: why for digest in sorted(others) if (why := self._layout.wrong_content(digest))}
 
     def _wrong(self, descriptor: Descriptor) -> str | None:
-        if why := self._wrong_size(descriptor) or self._wrong_content(descriptor.digest):
+        if why := self._layout.wrong_size(descriptor) or self._layout.wrong_content(descriptor.digest):
             return why
         try:
             self._children(descriptor, strict=True)
@@ -294,21 +216,12 @@ class Store:
             return str(error)
         return None
 
-    def _wrong_size(self, descriptor: Descriptor) -> str | None:
-        try:
-            size = self._blob(descriptor.digest).stat().st_size
-        except FileNotFoundError:
-            return "missing"
-        return None if size == descriptor.size else f"damaged: {size} bytes instead of {descriptor.size}"
-
-    def _wrong_content(self, digest: str) -> str | None:
-        algorithm = digest.partition(":")[0]
-        try:
-            with open(self._blob(digest), "rb") as file:
-                found = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-        except FileNotFoundError:
-            return None  # removed just now
-        return None if found == digest else f"damaged: its content has the digest {found}"
+    def _found(self, images: Iterable[Descriptor], text: str) -> Descriptor:
+        found = next(iter(_called(images, text)), None) or self._of_digest(images, text)
+        if not found:
+            names = ", ".join(sorted(filter(None, map(name_of, images)))) or "none that has a name"
+            raise UsageError(f"{text!r}: there is no image of this name or id; the images here: {names}")
+        return found
 
     def _of_digest(self, images: Iterable[Descriptor], text: str) -> Descriptor | None:
         """The manifest or index of a digest, or the manifest whose configuration's digest begins with an id."""
@@ -328,7 +241,7 @@ class Store:
 
     def _entries(self, images: Iterable[Descriptor], text: str) -> list[Descriptor]:
         """All names of one image that is known by its digest or id."""
-        found = self.resolve(text)
+        found = self._found(images, text)
         entries = [image for image in images if image.digest == found.digest]
         if not entries:
             raise UsageError(f"{text!r}: belongs to an index of several images; remove that by its name or digest")
@@ -353,31 +266,17 @@ class Addition:
 
         Raises UsageError, and leaves nothing behind, when it has not the digest or the size in bytes that it should have.
         """
-        if digest is not None and (why := wrong_digest(digest)):
-            raise UsageError(why)
-        with self.store._new_file() as file:
-            found = _copied(_pieces(content), file, media_type, digest, size)
-            _sync(file)
-            blob = self.store._blob(found.digest)
-            with state.locked(self.store.path / LOCK):
-                self._note(found.digest)
-                blob.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file.name, blob)
-        return found
+        return self.store._layout.put(self.hold, _pieces(content), media_type, digest, size)
 
     def keep(self, descriptor: Descriptor) -> bool:
         """Whether the store has this blob, and all that it needs; then they stay until the addition ends."""
-        with state.locked(self.store.path / LOCK):
+        with self.store._layout.locked():
             try:
-                self.store._check_whole(descriptor)
+                needed = self.store._all_there(descriptor)
             except UsageError:
                 return False
-            self._note(*(needed.digest for needed in self.store.needs(descriptor)))
+            self.store._layout.note(self.hold, needed)
         return True
-
-    def _note(self, *digests: str) -> None:
-        with open(self.hold, "a") as file:
-            file.writelines(f"{digest}\n" for digest in digests)
 
 
 def local() -> Store:
@@ -455,65 +354,8 @@ def _of_its_type(document: Document, descriptor: Descriptor) -> Document:
     return document
 
 
-def _check_layout(path: Path) -> None:
-    with suppress(ValueError, TypeError, KeyError):
-        if json.loads(path.read_bytes())["imageLayoutVersion"] == VERSION:
-            return
-    raise UsageError(f"{path}: only image layouts of version {VERSION} are understood")
-
-
 def _pieces(content: bytes | BinaryIO | Iterable[bytes]) -> Iterable[bytes]:
     if isinstance(content, bytes):
         return (content,)
     read = getattr(content, "read", None)
     return iter(partial(read, CHUNK), b"") if read else content
-
-
-def _copied(pieces: Iterable[bytes], file: BinaryIO, media_type: str, digest: str | None, size: int | None) -> Descriptor:
-    algorithm = digest.partition(":")[0] if digest else "sha256"
-    hashed = hashlib.new(algorithm)
-    count = 0
-    for piece in pieces:
-        count += len(piece)
-        # At once: a sender that never ends would fill the disk.
-        if size is not None and count > size:
-            raise UsageError(f"{digest or media_type}: {size} bytes were announced, and more have come")
-        hashed.update(piece)
-        file.write(piece)
-    found = f"{algorithm}:{hashed.hexdigest()}"
-    if size not in (None, count):
-        raise UsageError(f"{digest or media_type}: {size} bytes were announced, and {count} have come")
-    if digest not in (None, found):
-        raise UsageError(f"{digest}: what has come is something else: {found}")
-    return Descriptor(media_type, found, count)
-
-
-def _hash(digest: str, content: bytes) -> str:
-    algorithm = digest.partition(":")[0]
-    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
-
-
-def _held(hold: Path) -> set[str]:
-    # Its maker may just have come to the end.
-    with suppress(FileNotFoundError):
-        return set(hold.read_text().split())
-    return set()
-
-
-def _maker_lives(path: Path) -> bool:
-    maker = state.Creator.in_name(path.name)
-    return maker is not None and maker.alive()
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    """Until then, a power cut may take a new name away (fsync(2))."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,8 +1,8 @@
 """A layer's archive becomes files, in one pass, and none of them outside its directory, whatever the archive says.
 
-Whoever writes an archive decides about every name and link in it. So nothing is reached by a path alone: the directory of a name is opened beneath
-the root by openat2(2) with RESOLVE_IN_ROOT, where a link leads as it would in a container; and what is made there is made by its last component, and
-never through a link. So do docker (in a chroot) and umoci. A name with `..` in it is refused.
+Whoever writes an archive decides about every name and link in it. So the directory of a name is found as beneath.py does, where a link leads as it
+would in a container; and what is made there is made by its last component, and never through a link. So do docker (in a chroot) and umoci. A name
+with `..` in it is refused.
 """
 
 import errno
@@ -10,7 +10,6 @@ import hashlib
 import os
 import pickle
 import stat
-import struct
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,18 +21,16 @@ from typing import IO, NamedTuple, TypeVar
 from kernel_lab import state
 from kernel_lab.images import archive
 from kernel_lab.images.archive import Archive, Entry
+from kernel_lab.images.beneath import Directories, open_inside, place
 from kernel_lab.images.compression import Compression, decompressed, recognised
-from kernel_lab.kernel.calls import syscall
 from kernel_lab.kernel.errors import KernelError, UsageError
-from kernel_lab.kernel.flags import RESOLVE, O
-from kernel_lab.unionfs.whiteouts import AUFS_OPAQUE, AUFS_OWN, AUFS_WHITEOUT, Notation
+from kernel_lab.kernel.flags import O
+from kernel_lab.unionfs.aufs_copy import list_attributes
+from kernel_lab.unionfs.whiteouts import AUFS_OPAQUE, AUFS_OWN, AUFS_WHITEOUT, TRUSTED, USER, Notation
 
-# No mount inside the root is entered either: it would be somebody else's file system.
-INSIDE = RESOLVE.IN_ROOT | RESOLVE.NO_XDEV | RESOLVE.NO_MAGICLINKS
-OPEN_PARENTS = 32
 PATH_MAX = 4096  # linux/limits.h, with the zero byte
 IMPLIED_MODE = 0o755  # of a directory that an archive goes through and does not have
-OVERLAYS = ("trusted.overlay.", "user.overlay.")
+OVERLAYS = (TRUSTED.prefix, USER.prefix)
 _WHITEOUT, _OWN, _OPAQUE = (os.fsencode(mark) for mark in (AUFS_WHITEOUT, AUFS_OWN, AUFS_OPAQUE))
 
 T = TypeVar("T")
@@ -93,7 +90,8 @@ def unpack(chunks: Iterable[bytes], root: int, rules: Rules) -> Unpacked:
     outer, inner = _Measured(), _Measured()
     # Uncompressed, both are the same bytes: to hash them once is enough.
     pieces = chunks if compression is Compression.NONE else outer.of(chunks)
-    with tempfile.TemporaryFile() as waiting, closing(_Tree(root, rules, waiting)) as tree:
+    with tempfile.TemporaryFile() as waiting, closing(Directories(root)) as directories:
+        tree = _Tree(directories, rules, waiting)
         entries = Archive(inner.of(decompressed(compression, pieces, rules.most)))
         for entry in entries:
             with _named(entry):
@@ -161,23 +159,13 @@ def _looks(error: OSError, entry: Entry) -> str:
     return ""
 
 
-def open_inside(root: int, path: bytes, flags: int, resolve: int = INSIDE) -> int:
-    """A descriptor of `path`, found beneath the directory `root` whatever links lie there. Raises KernelError."""
-    try:
-        return syscall("openat2", root, path or b".", struct.pack("<QQQ", flags | O.CLOEXEC, 0, resolve), 24)
-    except KernelError as error:
-        raise KernelError(error.errno or 0, f"openat2({os.fsdecode(path)!r})") from None
-
-
 class _Tree:
     """The files beneath the root, while they come."""
 
-    def __init__(self, root: int, rules: Rules, waiting: IO[bytes]) -> None:
-        self._root = root
+    def __init__(self, directories: Directories, rules: Rules, waiting: IO[bytes]) -> None:
+        self._directories = directories
         self._rules = rules
         self._count = 0
-        self._parents: dict[bytes, int] = {}  # the latest last
-        self._moved = False
         # Paths, as their hashes, that this layer has: its whiteouts and opaque directories hide only what is below it (layer.md, "Whiteouts").
         self._had: set[int] = set()
         # A directory gets its owner, mode and times at the end: each name made in it changes its times, and its mode may forbid to make one.
@@ -188,8 +176,7 @@ class _Tree:
     def add(self, entry: Entry, content: Archive) -> None:
         """Makes one entry."""
         self._count_one(entry)
-        if self._moved:
-            self.close()
+        self._directories.renew()
         parts = _parts(entry, entry.name)
         if any(part.startswith(_OWN) and part != _OPAQUE for part in parts):
             return  # what AUFS kept in a branch for itself
@@ -204,15 +191,16 @@ class _Tree:
 
     def _count_one(self, entry: Entry) -> None:
         self._count += 1
-        if self._count > self._rules.most_entries:
+        # A file in a directory of a lower layer, or behind a link, has more paths than its own to be remembered.
+        if max(self._count, len(self._had)) > self._rules.most_entries:
             raise UsageError(f"{entry}: a layer of more than {self._rules.most_entries} files; allow more, or distrust it")
 
     def finish(self) -> None:
         """Gives directories what had to wait: those inside before those around them, which may shut this user out; and of two entries, the later."""
         self._had.clear()
         finished: set[int] = set()
-        for place in reversed(self._places):
-            self._waiting.seek(place)
+        for start in reversed(self._places):
+            self._waiting.seek(start)
             entry: Entry = pickle.load(self._waiting)
             if (path := hash(entry.name)) in finished:
                 continue
@@ -222,13 +210,13 @@ class _Tree:
 
     def _finish(self, entry: Entry) -> None:
         try:
-            here = open_inside(self._root, entry.name, O.RDONLY | O.DIRECTORY | O.NOFOLLOW)
+            here = open_inside(self._directories.root, entry.name, O.RDONLY | O.DIRECTORY | O.NOFOLLOW)
         except KernelError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return  # a later entry has taken its place
             raise
         try:
-            for name in os.listxattr(here):
+            for name in list_attributes(f"/proc/self/fd/{here}", follow=True):
                 if name not in entry.xattrs and not name.startswith(("security.selinux", *OVERLAYS)):
                     os.removexattr(here, name)  # a lower layer's
             self._dress(entry, here)
@@ -270,7 +258,7 @@ class _Tree:
                 opaque = self._replace(parent, name)
                 os.mkdir(name, 0o700, dir_fd=parent)
         if opaque and self._rules.marks:
-            self._rules.marks.make_opaque(_path(parent, name))
+            self._rules.marks.make_opaque(place(parent, name))
         self._wait(entry)
 
     def _wait(self, entry: Entry) -> None:
@@ -298,7 +286,7 @@ class _Tree:
         parts = _parts(entry, entry.link)
         if not parts or any(part.startswith(_WHITEOUT) for part in parts):
             raise UsageError(f"{entry}: a hard link to {os.fsdecode(entry.link)!r}, which is no file's name in a layer")
-        source = self._opened(b"/".join(parts[:-1]))
+        source = self._directories.opened(b"/".join(parts[:-1]))
         found = os.lstat(parts[-1], dir_fd=source)
         with suppress(FileNotFoundError):
             if os.path.samestat(found, os.lstat(name, dir_fd=parent)):
@@ -335,14 +323,9 @@ class _Tree:
     def _replace(self, parent: int, name: bytes) -> bool:
         """Removes what has the name; tells whether it was a whiteout."""
         marks = self._rules.marks
-        was = bool(marks and marks.hides(_path(parent, b"."), os.fsdecode(name)))
-        self._remove(parent, name)
+        was = bool(marks and marks.hides(place(parent, b"."), os.fsdecode(name)))
+        self._directories.remove(parent, name)
         return was
-
-    def _remove(self, parent: int, name: bytes) -> None:
-        # What is a directory, or leads to one, may be the way to a parent that is open: the next entry has to go it again.
-        self._moved = self._moved or not stat.S_ISREG(os.lstat(name, dir_fd=parent).st_mode)
-        _remove_tree(parent, name)
 
     def _dress(self, entry: Entry, file: int) -> None:
         """Owner first: a change of it takes setuid bits and capabilities away (chown(2))."""
@@ -355,7 +338,7 @@ class _Tree:
     def _dress_by_name(self, entry: Entry, parent: int, name: bytes) -> None:
         os.chown(name, *self._owner(entry), dir_fd=parent, follow_symlinks=False)
         if entry.xattrs:
-            self._set_attributes(entry, _path(parent, name))
+            self._set_attributes(entry, place(parent, name))
         if entry.kind != archive.SYMLINK:
             os.chmod(name, entry.mode, dir_fd=parent)  # it was made a moment ago, and is no link
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
@@ -381,7 +364,7 @@ class _Tree:
         parent, hidden = self._parent(parts[:-1]), parts[-1].removeprefix(_WHITEOUT)
         if parts[-1] == _OPAQUE:
             if self._rules.marks:
-                self._rules.marks.make_opaque(_path(parent, b"."))
+                self._rules.marks.make_opaque(place(parent, b"."))
             else:
                 self._prune(parts[:-1])
         elif hidden in (b"", b".", b".."):
@@ -392,11 +375,11 @@ class _Tree:
             self._delete((*parts[:-1], hidden), parent)
 
     def _mark(self, marks: Notation, parent: int, hidden: bytes) -> None:
-        directory, name = _path(parent, b"."), os.fsdecode(hidden)
+        directory, name = place(parent, b"."), os.fsdecode(hidden)
         if marks.has(directory, name):
             # This layer has it: only what is below is hidden, which a file does by itself.
             if stat.S_ISDIR(os.lstat(hidden, dir_fd=parent).st_mode):
-                marks.make_opaque(_path(parent, hidden))
+                marks.make_opaque(place(parent, hidden))
         elif not marks.hides(directory, name):
             marks.hide(directory, name)
 
@@ -407,7 +390,7 @@ class _Tree:
         except FileNotFoundError:
             return
         if hash(b"/".join(parts)) not in self._had:
-            self._remove(parent, parts[-1])
+            self._directories.remove(parent, parts[-1])
         elif stat.S_ISDIR(found.st_mode):
             self._prune(parts)
 
@@ -417,51 +400,35 @@ class _Tree:
         while waiting:
             parts = waiting.pop()
             parent = self._parent(parts)
-            for name in os.listdir(_path(parent, b".").encode()):
+            for name in os.listdir(place(parent, b".").encode()):
                 path = (*parts, name)
                 if hash(b"/".join(path)) not in self._had:
-                    self._remove(parent, name)
+                    self._directories.remove(parent, name)
                 elif stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
                     waiting.append(path)
 
     def _parent(self, parts: Sequence[bytes]) -> int:
         """A descriptor of the directory, which is made where it is missing."""
         try:
-            return self._opened(b"/".join(parts))
+            return self._directories.opened(b"/".join(parts))
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
         for count in range(1, len(parts) + 1):
             self._imply(parts[:count])
-        return self._opened(b"/".join(parts))
+        return self._directories.opened(b"/".join(parts))
 
     def _imply(self, parts: Sequence[bytes]) -> None:
         try:
-            self._opened(b"/".join(parts))
+            self._directories.opened(b"/".join(parts))
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
             implied = Entry(b"/".join(parts), archive.DIRECTORY, mode=IMPLIED_MODE)
             self._count_one(implied)
             # A link that leads nowhere stays, and is an error: FileExistsError.
-            os.mkdir(parts[-1], 0o700, dir_fd=self._opened(b"/".join(parts[:-1])))
+            os.mkdir(parts[-1], 0o700, dir_fd=self._directories.opened(b"/".join(parts[:-1])))
             self._wait(implied)
-
-    def _opened(self, path: bytes) -> int:
-        """A descriptor of a directory that is there; it stays open for a while, at least until one more is opened after it."""
-        here = self._parents.pop(path, None)
-        if here is None:
-            here = open_inside(self._root, path, O.PATH | O.DIRECTORY)
-            if len(self._parents) >= OPEN_PARENTS:
-                os.close(self._parents.pop(next(iter(self._parents))))
-        self._parents[path] = here
-        return here
-
-    def close(self) -> None:
-        """Closes the parents: what the same paths lead to may be something else by now."""
-        while self._parents:
-            os.close(self._parents.popitem()[1])
-        self._moved = False
 
 
 def _parts(entry: Entry, path: bytes) -> list[bytes]:
@@ -474,46 +441,6 @@ def _parts(entry: Entry, path: bytes) -> list[bytes]:
     return parts
 
 
-def _path(directory: int, name: bytes) -> str:
-    """A path for what takes no descriptor: /proc leads to the very directory, whatever its name is now (proc(5))."""
-    return f"/proc/self/fd/{directory}/{os.fsdecode(name)}"
-
-
 def _write(file: int, part: memoryview) -> None:
     while part:
         part = part[os.write(file, part) :]
-
-
-def _remove_tree(parent: int, name: bytes) -> None:
-    """Removes a file, or a directory with all that is in it: deeper than Python's stack and than any path, with one descriptor, through no link."""
-    if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
-        os.unlink(name, dir_fd=parent)
-        return
-    down = [name]
-    here = _enter(parent, name)
-    try:
-        while down:
-            if inner := _emptied(here):
-                down.append(inner)
-                above, here = here, _enter(here, inner)
-            else:
-                above, here = here, os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
-                os.rmdir(down.pop(), dir_fd=here)
-            os.close(above)
-    finally:
-        os.close(here)
-
-
-def _enter(parent: int, name: bytes) -> int:
-    os.chmod(name, 0o700, dir_fd=parent)  # an ordinary user may not have been let in
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-
-
-def _emptied(directory: int) -> bytes | None:
-    """Removes files until there is a directory, and gives its name."""
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                return os.fsencode(entry.name)
-            os.unlink(entry.name, dir_fd=directory)
-    return None

@@ -19,7 +19,7 @@ KINDS = (*procfs.NAMESPACES, "pid_for_children", "time_for_children")
 ANONYMOUS = re.compile(r":\[\d+\]$")
 CGROUPS = "/sys/fs/cgroup"
 CGROUP_DEPTH = 8
-LASTING = "vm"  # of a run directory: the lab VM outlives whoever starts it
+LASTING = "vm"  # of a run directory: the lab VM, and what is known about virtualisation here, outlive whoever starts and finds out
 
 # linux/netlink.h, linux/netfilter/nfnetlink.h and nf_tables.h
 NETLINK_NETFILTER = 12

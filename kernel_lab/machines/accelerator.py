@@ -17,7 +17,7 @@ FIRST_LINE = "Linux version"
 
 def accelerator(kernel: Path) -> str:
     """`kvm` where it boots this stock kernel, otherwise `tcg`. What the try has shown is remembered until the next boot."""
-    remembered = state.run_dir() / f"accelerator-{os.uname().release}"
+    remembered = state.folder("vm") / f"accelerator-{os.uname().release}"
     if not remembered.exists():
         state.write_atomically(remembered, "kvm" if _boots(kernel) else "tcg")
     return remembered.read_text()

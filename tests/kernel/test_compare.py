@@ -60,6 +60,14 @@ def test_what_is_measured_of_a_container_is_that_it_has_the_hosts_kernel(inside:
     assert facts["calls"] > 100 and "panics_alone" not in facts
 
 
+@pytest.mark.needs("unshare")
+def test_the_calls_that_are_tried_leave_nothing_in_the_kernel() -> None:
+    alone = ["unshare", "--ipc", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    script = f"{compiled.work()} probe && tail -q -n +2 /proc/sysvipc/*"
+    done = subprocess.run([*alone, "sh", "-c", script], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["answered", "forbidden", "absent"]
+
+
 def test_other_counters_are_another_kernels(inside: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "_own_kernel", lambda setting, cell: cell)
     parsed = columns._parsed

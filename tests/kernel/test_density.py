@@ -66,9 +66,7 @@ def idle(pids: set[int]) -> set[int]:
 
 @pytest.mark.needs("root")  # whose runtimes leave no process of their own behind; podman's pause stays with every other user
 @pytest.mark.parametrize("one", RUNNERS, ids=lambda one: one.who)
-def test_idle_boxes_run_until_they_are_stopped_or_it_is_said_why_not(one: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if one.who == "KVM":  # what is found out about it is remembered
-        monkeypatch.setenv("KERNEL_LAB_RUN", str(tmp_path))
+def test_idle_boxes_run_until_they_are_stopped_or_it_is_said_why_not(one: Runner) -> None:
     with ground(False, layered=True) as place:
         try:
             with one.ready(place) as boxes:

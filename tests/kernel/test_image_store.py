@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,15 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from waiting import soon
 
 from kernel_lab.cleanup import leftovers
 from kernel_lab.images.descriptor import NAME, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Config, Descriptor, Manifest
 from kernel_lab.images.store import Store, local, name_of
 
-# Adds images, each with a layer of its own and one of all, and says so when the store has said so; or removes what it finds; or looks for damage.
+# Adds images, each with a layer of its own and one of all, and says so when the store has said so; or stays in the middle
+# of an addition; or removes what it finds; or looks for damage.
 WORKER = """
-import itertools, os, sys
+import sys, time
 from kernel_lab import UsageError
 from kernel_lab.images.descriptor import *
 from kernel_lab.images.store import Store, name_of
@@ -51,6 +52,10 @@ store, what, name, times = Store(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys
 for number in range(times):
     if what == "verify":
         assert store.verify() == {}, store.verify()
+    elif what == "stay":
+        with store.adding() as adding:
+            print(adding.put(b"held").digest, flush=True)
+            time.sleep(1000)
     else:
         add(store, name, number) if what == "add" else remove(store, name)
 """
@@ -142,17 +147,43 @@ def test_a_cleanup_finds_what_a_killed_process_has_left(tmp_path: Path, monkeypa
     monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
     store = local()
     assert store.path == tmp_path / "data/images"
-    with working(store.path, ("add", "x", 100_000)) as (process,):
-        assert soon(lambda: list(store.path.glob(".adding.*")))
-        process.send_signal(signal.SIGSTOP)
-        held = sorted(path.name for path in store.path.glob(".adding.*"))
+    with working(store.path, ("stay", "x", 1)) as (process,):
+        assert process.stdout
+        held = process.stdout.readline().strip()
+        assert store.prune() == ((), ())
         process.kill()
         process.wait()
-    if held:  # it may have been stopped between two images
-        found = {Path(leftover.name).name: leftover for leftover in leftovers() if leftover.name.startswith(str(store.path))}
-        assert set(held) <= set(found)
-        found[held[0]].remove()
-        assert not (store.path / held[0]).exists()
+    (left,) = store.path.glob(".adding.*")
+    (found,) = (leftover for leftover in leftovers() if leftover.name.startswith(str(store.path)))
+    assert Path(found.name) == left
+    found.remove()
+    assert not left.exists() and store.prune().digests == (held,)
+
+
+@pytest.mark.needs("strace")
+def test_the_disk_has_what_is_renamed_what_the_index_names_and_what_is_acknowledged(tmp_path: Path) -> None:
+    """By the rules of fsync(2): of a file its content, of a folder the names in it."""
+    folder, log = tmp_path / "images", tmp_path / "log"
+    strace = ["strace", "-f", "-qq", "-y", "-s", "0", "-o", log, "-e", "trace=/^(write|fsync|rename|mkdir)"]
+    said(*strace, sys.executable, "-B", "-c", WORKER, folder, "add", "x", "1")
+    not_on_disk = set[str]()
+    renamed: list[str] = []
+    for call in log.read_text().splitlines():
+        name = call.split()[1].partition("(")[0]
+        paths = [path for path in re.findall(r'[<"]([^<>"]+)[>"]', call) if path.startswith(f"{folder}/") and "/.adding." not in path]
+        if name == "write" and "<pipe:" in call:
+            assert not not_on_disk
+            renamed.append("said")
+        elif name == "fsync":
+            not_on_disk -= set(re.findall("<(.+)>", call))
+        elif name == "write":
+            not_on_disk |= set(paths)
+        elif paths and call.endswith(" = 0"):  # a new name in a folder
+            assert name == "mkdir" or paths[0] not in not_on_disk
+            assert not paths[-1].endswith("index.json") or "oci-layout" not in renamed or not not_on_disk
+            not_on_disk.add(os.path.dirname(paths[-1]))
+            renamed += [os.path.basename(path) for path in paths[1:]]
+    assert [name if len(name) < 64 else "blob" for name in renamed][:8] == ["index.json", "oci-layout", *["blob"] * 4, "index.json", "said"]
 
 
 def layer(**files: str) -> bytes:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -395,6 +396,26 @@ def test_a_link_that_leads_nowhere_is_no_directory(made: Make, outside: Path) ->
         made(node("link", SYMLINK, str(outside)), file("link/x"))
 
 
+@pytest.mark.needs("userns", "unshare")
+def test_a_mount_inside_the_root_is_not_entered(tmp_path: Path) -> None:
+    (tmp_path / "packed").write_bytes(b"".join(layer(file("d/f"))))
+    (tmp_path / "root/d").mkdir(parents=True)
+    program = """
+import os, subprocess, sys
+from pathlib import Path
+from kernel_lab.images.unpack import Rules, unpack
+packed, root = map(Path, sys.argv[1:])
+subprocess.run(["mount", "-t", "tmpfs", "none", root / "d"], check=True)
+try:
+    unpack([packed.read_bytes()], os.open(root, os.O_RDONLY), Rules(1 << 20))
+finally:
+    print(os.listdir(root / "d"))
+"""
+    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", program, tmp_path / "packed", tmp_path / "root"]
+    told = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert told.stdout == "[]\n" and "unpack 'd/f': EXDEV" in told.stderr
+
+
 def test_the_last_component_is_never_followed(made: Make, outside: Path) -> None:
     secret = str(outside / "secret")
     for entry in (
@@ -495,6 +516,17 @@ def test_after_a_failure_nothing_is_left(words: str, entries: list[bytes], tmp_p
     with pytest.raises((UsageError, KernelError), match=words):
         unpack_layer(chunks, tmp_path / "layer", Rules(MOST, OVERLAY, mine, most_entries=few))
     assert os.listdir(tmp_path) == []
+
+
+def test_paths_that_are_remembered_have_the_same_bound(tmp_path: Path) -> None:
+    """A link makes new paths of all that is behind it, and no new directories."""
+    deep = "/".join("d" * 40)
+    entries = [directory(deep), *(node(f"l{number}", SYMLINK, ".") for number in range(5))]
+    paths = [file(f"l{number}/{deep}/f") for number in range(5)]
+    for most, refused in ((150, True), (300, False)):
+        with pytest.raises(UsageError, match="more than 150 files") if refused else nullcontext():
+            unpack_root([layer(*entries, *paths)], tmp_path / "root", Rules(MOST, None, mine, most_entries=most))
+    assert os.listdir(tmp_path) == ["root"]
 
 
 def test_another_digest_is_refused(tmp_path: Path) -> None:

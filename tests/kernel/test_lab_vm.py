@@ -3,8 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,14 +28,6 @@ def lab_vm(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd="/", env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture
-def run_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One of the machine's own: what was found out about the accelerator stays in it, and would be a leak of the session's."""
-    with tempfile.TemporaryDirectory(prefix="klab-vm-", dir="/run") as folder:
-        monkeypatch.setenv("KERNEL_LAB_RUN", folder)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def made() -> None:
     """The image: making it needs the packages' and Python's registries, as they are reached from a system of its own."""
@@ -47,7 +37,6 @@ def made() -> None:
         pytest.skip("the lab VM's image cannot be made here (./lab vm build says why)")
 
 
-@pytest.mark.usefixtures("run_folder")
 def test_the_lab_vm_comes_up_runs_a_lab_and_goes() -> None:
     up = lab_vm("up")
     assert up.returncode == 0, up.stderr

@@ -212,6 +212,12 @@ def test_a_list_of_segments_has_a_bound() -> None:
         list(Archive([bytes(block), *[bytes(more)] * 3000]))
 
 
+def test_a_list_of_segments_in_the_content_has_a_bound() -> None:
+    one = (record(b"GNU.sparse.major=1"), record(b"GNU.sparse.minor=0"), record(b"GNU.sparse.realsize=9"))
+    with pytest.raises(UsageError, match="has no end"):
+        list(Archive([pax(*one), header(size=b"77777777777\0"), b"99999999\n".ljust(512, b"1"), *[b"1\n" * 256] * 3000]))
+
+
 @pytest.mark.parametrize("size", [100, 512, 5000])
 def test_an_archive_that_ends_in_the_middle_is_truncated(size: int) -> None:
     whole = encode(Entry(b"first" * 30, mtime=5, size=700)) + bytes(1024) + encode(Entry(b"second"))

@@ -81,6 +81,12 @@ def blobs(store: Store) -> set[str]:
     return {f"{path.parent.name}:{path.name}" for path in store.path.glob("blobs/*/*")}
 
 
+def list_as(store: Store, *images: Descriptor, **others: object) -> None:
+    """Writes into the index what another program could have written."""
+    index = store.path / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"manifests": [image.json() for image in images]} | others))
+
+
 def test_the_folder_is_an_image_layout(store: Store) -> None:
     image = added(store, "busybox", b"layer")
     assert json.loads((store.path / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
@@ -104,6 +110,7 @@ def test_a_blob_comes_as_bytes_as_pieces_or_from_a_file(store: Store) -> None:
             assert file.read() == b"content"
         other = f"sha512:{hashlib.sha512(b'content').hexdigest()}"
         assert adding.put(b"content", digest=other).digest == other
+        assert store.read(Descriptor("text/x", other, 7)) == b"content"
     assert {path.name for path in store.path.glob("blobs/*")} == {"sha256", "sha512"}
     assert store.verify() == {}
 
@@ -201,7 +208,9 @@ def test_the_same_tag_twice_is_one(store: Store) -> None:
     image = added(store, "x", b"1")
     store.tag(image, "x")
     store.tag(image, None)
-    assert store.images() == (image,)
+    other = added(store, None, b"2")
+    store.tag(other, None)
+    assert store.images() == (image, other)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +319,7 @@ def test_prune_removes_what_the_dead_have_left_and_nothing_of_the_living(store: 
     with subprocess.Popen(["true"]) as process:
         dead = Creator(process.pid, 1)
     gone = {f".new.{dead.stamp}.ab", f".adding.{dead.stamp}.cd"}
-    stays = {f".new.{Creator.this().stamp}.ab", f".adding.{Creator.this().stamp}.cd", "somebody's"}
+    stays = {f".new.{Creator.this().stamp}.ab", f".adding.{Creator.this().stamp}.cd", ".newsletter", f".newsletter.{dead.stamp}", ".new.a"}
     with store.adding() as adding:
         held = adding.put(b"held by the dead").digest
     for name in gone | stays:
@@ -357,10 +366,16 @@ def test_verify_names_what_is_missing_or_damaged(store: Store) -> None:
 
 def test_what_is_removed_meanwhile_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     added(store, "x", b"1")
-    stale = [store.images()]
+    before = store.images()
     store.remove("x")
-    monkeypatch.setattr(store, "images", lambda: stale.pop() if stale else ())
-    assert store.verify() == {} and not stale
+    listed = [before, ()]
+    monkeypatch.setattr(store, "images", lambda: listed.pop(0))
+    assert store.verify() == {} and not listed
+    with store.adding() as adding:
+        stray = adding.put(b"stray").digest
+    blob(store, stray).write_bytes(b"")
+    listed = [(), before]
+    assert set(store.verify()) == {stray} and not listed
 
 
 def test_verify_names_a_manifest_that_says_nothing_of_use(store: Store) -> None:
@@ -368,8 +383,7 @@ def test_verify_names_a_manifest_that_says_nothing_of_use(store: Store) -> None:
         manifest = adding.put(b'{"schemaVersion": 2}', OCI_MANIFEST)
         with pytest.raises(UsageError, match="config is missing"):
             store.tag(manifest, "x")
-    written = json.loads((store.path / "index.json").read_text()) | {"manifests": [manifest.json()]}
-    (store.path / "index.json").write_text(json.dumps(written))
+    list_as(store, manifest)
     assert store.verify() == {manifest.digest: f"{manifest.digest}: config is missing"}
 
 
@@ -395,7 +409,7 @@ def test_a_layer_that_is_another_image_too_does_not_hide_what_that_needs(store: 
     with store.adding() as adding:
         config = adding.put(Config("amd64", "linux", (inner.digest,)).raw, OCI_CONFIG)
         store.tag(adding.put(Manifest(config, (Descriptor(OCI_LAYER, inner.digest, inner.size),)).raw, OCI_MANIFEST), "outer")
-    store._write_index(reversed(store.images()))
+    list_as(store, *reversed(store.images()))
     assert store.prune().digests == () and store.verify() == {}
 
 
@@ -409,6 +423,11 @@ def test_what_points_to_a_document_says_what_it_is(store: Store) -> None:
         store.read(replace(image, size=image.size - 1))
     with pytest.raises(UsageError, match="is no digest"):
         store.open(replace(image, digest="sha256:../../index.json"))
+    for size, more in ((image.size + 1, b""), (image.size, b"\n")):
+        with open(blob(store, image.digest), "ab") as file:
+            file.write(more)
+        with pytest.raises(UsageError, match="damaged"):
+            store.read(replace(image, size=size))
 
 
 @pytest.mark.parametrize(
@@ -417,6 +436,7 @@ def test_what_points_to_a_document_says_what_it_is(store: Store) -> None:
         ({NAME: "docker.io/library/busybox:latest"}, "docker.io/library/busybox:latest"),
         ({NAME: "latest", CONTAINERD_NAME: "docker.io/library/busybox:latest"}, "docker.io/library/busybox:latest"),  # docker save
         ({CONTAINERD_NAME: "docker.io/library/busybox:latest"}, "docker.io/library/busybox:latest"),
+        ({NAME: "docker.io/library/own:1", CONTAINERD_NAME: "docker.io/library/busybox:latest"}, "docker.io/library/own:1"),  # then umoci tag
         ({NAME: "latest"}, "latest"),  # skopeo copy … oci:FOLDER:latest
         ({NAME: "Any+Thing"}, "Any+Thing"),
         ({}, None),
@@ -424,15 +444,13 @@ def test_what_points_to_a_document_says_what_it_is(store: Store) -> None:
 )
 def test_names_that_other_programs_write(store: Store, annotations: dict[str, str], name: str | None) -> None:
     image = added(store, None, b"1")
-    index = store.path / "index.json"
-    document = json.loads(index.read_text()) | {"manifests": [replace(image, annotations=annotations).json()], "x-other": [1]}
-    index.write_text(json.dumps(document))
+    list_as(store, replace(image, annotations=annotations), x_other=[1])
     assert names(store) == [name]
     if name:
         assert store.resolve(name).digest == image.digest
     store.tag(store.resolve(image.digest), "mine")
     assert set(names(store)) == {name, "docker.io/library/mine:latest"} - {None}
-    assert json.loads(index.read_text())["x-other"] == [1]
+    assert json.loads((store.path / "index.json").read_text())["x_other"] == [1]
     if name:
         store.remove(name)
     assert names(store) == ["docker.io/library/mine:latest"] and store.verify() == {}
@@ -441,22 +459,21 @@ def test_names_that_other_programs_write(store: Store, annotations: dict[str, st
 def test_a_digest_is_never_a_name(store: Store) -> None:
     """Another program may have called one image as the other's digest."""
     image, other = added(store, None, b"1"), added(store, None, b"2")
-    index = store.path / "index.json"
-    called = replace(other, annotations={NAME: f"docker.io/library/{image.digest}"})
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"manifests": [called.json(), image.json()]}))
+    list_as(store, replace(other, annotations={NAME: f"docker.io/library/{image.digest}"}), image)
     assert store.resolve(image.digest) == image
 
 
 def test_a_short_name_that_another_program_wrote_means_the_whole_one(store: Store) -> None:
     image = added(store, None, b"1")
-    index = store.path / "index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"manifests": [replace(image, annotations={NAME: "busybox:latest"}).json()]}))
+    list_as(store, replace(image, annotations={NAME: "busybox:latest"}))
     assert store.resolve("busybox") == store.resolve("docker.io/library/busybox:latest") == store.images()[0]
     own = added(store, "busybox", b"2")
     assert store.resolve("busybox") == store.resolve("busybox:latest") == own  # the whole name before the short one
 
 
-@pytest.mark.parametrize("there", [(), ("lock",), ("lock", "blobs/sha256"), ("lock", "blobs/sha256", "index.json", ".new.p1t1.ab")])
+@pytest.mark.parametrize(
+    "there", [(), ("lock",), ("lock", "blobs/sha256"), ("lock", "blobs/sha256", "index.json", ".new.p1t1.ab"), ("lock", ".adding.p1t1.ab")]
+)
 def test_a_half_made_store_is_finished(tmp_path: Path, there: tuple[str, ...]) -> None:
     whole, half = Store(tmp_path / "whole").path, tmp_path / "half"
     half.mkdir()
