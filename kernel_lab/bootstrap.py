@@ -7,12 +7,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from kernel_lab.kernel.errors import UsageError
 
+CHUNK = 1 << 18
 OWN_CERTIFICATES = Path("/usr/local/share/ca-certificates")
 # Not Acquire::http::Proxy-Auto-Detect and its like: a command of this machine's, which the new system lacks.
 SETTINGS = re.compile(r"Acquire::(https?::Proxy|https?::Proxy::[^ ]*|Check-Valid-Until|Check-Date|Retries|ForceIPv[46]|Languages(::)?) ")
@@ -61,10 +64,18 @@ def recipe(suite: str) -> Recipe:
 
 
 def make(root: Path, what: Recipe) -> None:
-    """Fill the empty directory `root`."""
-    with tempfile.TemporaryFile() as messages:
-        _pipe(_mmdebstrap(what), [*_as_root(), "tar", "--extract", "--directory", str(root)], messages)
+    """Fill the empty directory `root`. Raises RuntimeError with what mmdebstrap or tar has said."""
+    sink = [*_as_root(), "tar", "--extract", "--directory", str(root)]
+    with _making(what) as made, tempfile.TemporaryFile() as messages:
+        if subprocess.run(sink, stdin=made, stderr=messages).returncode:
+            raise RuntimeError(f"{shlex.join(sink)}: failed:\n{_end(messages)}")
     (root / "dev").mkdir(exist_ok=True)
+
+
+def archive(what: Recipe) -> Iterator[bytes]:
+    """The same as a tar archive, in chunks, with the owners that it has inside. Raises RuntimeError with what mmdebstrap has said."""
+    with _making(what) as made:
+        yield from iter(partial(made.read, CHUNK), b"")
 
 
 def _system() -> dict[str, str]:
@@ -121,24 +132,29 @@ def _as_root() -> list[str]:
     return [] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--map-auto"]
 
 
-def _pipe(source: list[str], sink: list[str], messages: IO[bytes]) -> None:
+@contextmanager
+def _making(what: Recipe) -> Iterator[IO[bytes]]:
+    """The archive, while it is being made."""
     # Not left alone when we are killed; asked and not killed, so that mmdebstrap takes away what it has mounted and unpacked.
-    source = ["setpriv", "--pdeathsig", "TERM", *source]
+    command = ["setpriv", "--pdeathsig", "TERM", *_mmdebstrap(what)]
     # It works as another user there, who could not walk through a directory of our user's alone; and /tmp may be small.
     place = os.environ | {"TMPDIR": "/var/tmp"}
     with (
-        subprocess.Popen(source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, start_new_session=True, env=place) as making,
-        subprocess.Popen(sink, stdin=making.stdout, stderr=messages) as unpacking,
+        tempfile.TemporaryFile() as messages,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, start_new_session=True, env=place) as making,
     ):
         assert making.stdout
-        making.stdout.close()
         try:
-            codes = making.wait(), unpacking.wait()
+            yield making.stdout
+            code = making.wait()
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(making.pid, signal.SIGTERM)
             raise
-    if any(codes):
-        messages.seek(0)
-        text = messages.read().decode(errors="replace")
-        raise RuntimeError(f"{shlex.join(source)} | {shlex.join(sink)}: failed:\n{text[-4000:]}")
+        if code:
+            raise RuntimeError(f"{shlex.join(command)}: failed:\n{_end(messages)}")
+
+
+def _end(messages: IO[bytes]) -> str:
+    messages.seek(0)
+    return messages.read().decode(errors="replace")[-4000:]

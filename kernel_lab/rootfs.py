@@ -37,6 +37,13 @@ def busybox() -> Path:
     return root
 
 
+def fill_busybox(root: Path) -> int:
+    """Fills an empty directory as `busybox` does; the time of the program's file, in nanoseconds, which says of what age this root is."""
+    program = _static_busybox()
+    _fill(root, program, _told(program)[1])
+    return program.stat().st_mtime_ns
+
+
 def debian(suite: str | None = None) -> Path:
     """A Debian (or what this machine runs) with apt, made by mmdebstrap in about a minute. `suite`: without it, this machine's own."""
     suite = bootstrap.own_suite() if suite is None else suite

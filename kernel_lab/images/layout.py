@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from kernel_lab import state
 from kernel_lab.images.descriptor import Descriptor, Index
+from kernel_lab.images.holds import Holds
 from kernel_lab.images.reference import HEX_DIGITS, wrong_digest
 from kernel_lab.kernel.errors import UsageError
 
@@ -30,6 +31,7 @@ class Layout:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._holds = Holds(path, _ADDING)
         if not (path / LAYOUT).exists():
             self._make()
         _check_version(path / LAYOUT)
@@ -54,21 +56,27 @@ class Layout:
         found = (f"{path.parent.name}:{path.name}" for path in (self.path / BLOBS).glob("*/*"))
         return {digest for digest in found if not wrong_digest(digest)}
 
+    def blob(self, digest: str) -> Path:
+        """The file that a blob is, or would be."""
+        if why := wrong_digest(digest):
+            raise UsageError(why)
+        return self.path / BLOBS / digest.replace(":", "/")
+
     def has(self, digest: str) -> bool:
         """Whether there is a blob, in whatever state."""
-        return self._blob(digest).exists()
+        return self.blob(digest).exists()
 
     def open(self, digest: str) -> BinaryIO:
         """A blob. It stays readable, whoever removes it meanwhile. Raises UsageError when it is missing."""
         try:
-            return open(self._blob(digest), "rb")
+            return open(self.blob(digest), "rb")
         except FileNotFoundError:
             raise UsageError(f"{digest}: missing in {self.path}; put it again") from None
 
     def wrong_size(self, descriptor: Descriptor) -> str | None:
         """What is wrong with a blob at first sight, in words."""
         try:
-            size = self._blob(descriptor.digest).stat().st_size
+            size = self.blob(descriptor.digest).stat().st_size
         except FileNotFoundError:
             return "missing"
         return None if size == descriptor.size else f"damaged: {size} bytes instead of {descriptor.size}"
@@ -77,31 +85,23 @@ class Layout:
         """What is wrong with a blob once it is read, in words."""
         algorithm = digest.partition(":")[0]
         try:
-            with open(self._blob(digest), "rb") as file:
+            with open(self.blob(digest), "rb") as file:
                 found = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
         except FileNotFoundError:
             return None  # removed just now
         return None if found == digest else f"damaged: its content has the digest {found}"
 
-    @contextmanager
-    def hold(self) -> Iterator[Path]:
+    def hold(self) -> AbstractContextManager[Path]:
         """A file for the digests of what nobody may remove until the block ends."""
-        path = self._own_file(_ADDING)
-        try:
-            path.touch()
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+        return self._holds.hold()
 
     def note(self, hold: Path, digests: Iterable[str]) -> None:
         """Holds these too. Who calls this has the lock."""
-        with open(hold, "a") as file:
-            file.writelines(f"{digest}\n" for digest in digests)
+        self._holds.note(hold, digests)
 
     def held(self) -> set[str]:
         """The digests that somebody holds who lives."""
-        holds = [path for path in self.path.glob(f"{_ADDING}.*") if (maker := _maker(path.name)) and maker.alive()]
-        return set().union(*map(_noted, holds))
+        return self._holds.held()
 
     def put(self, hold: Path, pieces: Iterable[bytes], media_type: str, digest: str | None, size: int | None) -> Descriptor:
         """Writes a blob, and holds it; one that is there is replaced.
@@ -114,12 +114,20 @@ class Layout:
         with self._new_file() as file:
             found = _copied(pieces, file, media_type, digest, size)
             _sync(file)
-            blob = self._blob(found.digest)
+            blob = self.blob(found.digest)
             with self.locked():
                 self.note(hold, [found.digest])
                 blob.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file.name, blob)
         return found
+
+    def link(self, file: Path, digest: str) -> None:
+        """Makes a file a blob by one more name, if there is none; a file of the same disk, which has its content. When this returns, it has the name."""
+        blob = self.blob(digest)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.link(file, blob)
+        self.sync_blobs()
 
     def sync_blobs(self) -> None:
         """When this returns, the disk has the names of all blobs."""
@@ -130,7 +138,7 @@ class Layout:
         """Removes blobs. Those that were there."""
         gone = sorted(filter(self.has, digests))
         for digest in gone:
-            self._blob(digest).unlink()
+            self.blob(digest).unlink()
         return tuple(gone)
 
     def remove_leftovers(self) -> tuple[str, ...]:
@@ -164,21 +172,14 @@ class Layout:
     @contextmanager
     def _new_file(self) -> Iterator[BinaryIO]:
         """A file that is gone in the end, unless it has been given another name."""
-        path = self._own_file(_NEW)
+        # In the folder itself, where `klab cleanup` finds what the dead have left.
+        path = self.path / f"{_NEW}.{state.Creator.this().stamp}.{os.urandom(4).hex()}"
         try:
             with open(path, "xb") as file:
                 yield file
         finally:
             path.unlink(missing_ok=True)
 
-    def _own_file(self, kind: str) -> Path:
-        # In the folder itself, where `klab cleanup` finds what the dead have left.
-        return self.path / f"{kind}.{state.Creator.this().stamp}.{os.urandom(4).hex()}"
-
-    def _blob(self, digest: str) -> Path:
-        if why := wrong_digest(digest):
-            raise UsageError(why)
-        return self.path / BLOBS / digest.replace(":", "/")
 
 
 def _check_version(path: Path) -> None:
@@ -191,13 +192,6 @@ def _check_version(path: Path) -> None:
 def _maker(name: str) -> state.Creator | None:
     """Who has made the file of this name for himself; of any other file, nobody."""
     return state.Creator.in_name(name) if name.startswith((f"{_NEW}.", f"{_ADDING}.")) else None
-
-
-def _noted(hold: Path) -> set[str]:
-    # Its maker may just have come to the end.
-    with suppress(FileNotFoundError):
-        return set(hold.read_text().split())
-    return set()
 
 
 def _copied(pieces: Iterable[bytes], file: BinaryIO, media_type: str, digest: str | None, size: int | None) -> Descriptor:

@@ -12,14 +12,13 @@ from pathlib import Path
 from kernel_lab.images import archive
 from kernel_lab.images.archive import Entry, encode
 from kernel_lab.images.beneath import open_inside, place
-from kernel_lab.images.unpack import OVERLAYS, Owner
+from kernel_lab.images.unpack import OF_THIS_MACHINE, Owner
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.flags import RESOLVE, O
 from kernel_lab.unionfs.aufs_copy import list_attributes
 from kernel_lab.unionfs.whiteouts import AUFS, AUFS_OPAQUE, AUFS_WHITEOUT, Listing, Notation
 
 CHUNK = 1 << 18
-OF_THIS_MACHINE = ("security.selinux", *OVERLAYS)  # extended attributes that say nothing of the content
 NO_LINKS = RESOLVE.BENEATH | RESOLVE.NO_SYMLINKS | RESOLVE.NO_XDEV
 _KINDS = {
     stat.S_IFREG: archive.FILE,
@@ -31,15 +30,23 @@ _KINDS = {
 }
 
 
-def pack(directory: Path, marks: Notation, *, owner: Owner | None = None, skipped: Callable[[str], None] | None = None) -> Iterator[bytes]:
+def pack(
+    directory: Path,
+    marks: Notation,
+    *,
+    owner: Owner | None = None,
+    mtime: int | None = None,
+    skipped: Callable[[str], None] | None = None,
+) -> Iterator[bytes]:
     """The archive of a layer whose whiteouts are in the notation `marks`, in chunks.
 
-    owner: from a file's uid and gid to those in the archive. skipped: is told in words of sockets, which no archive can have and which are left out.
+    owner: from a file's uid and gid to those in the archive. mtime: the time of all files, in nanoseconds; without it each keeps its own.
+    skipped: is told in words of sockets, which no archive can have and which are left out.
     Raises UsageError for what a layer cannot say, and for a file that changes meanwhile; KernelError for what may not be read.
     """
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield from _Packing(root, marks, owner or (lambda uid, gid: (uid, gid)), skipped or (lambda word: None)).directories()
+        yield from _Packing(root, marks, owner or (lambda uid, gid: (uid, gid)), mtime, skipped or (lambda word: None)).directories()
         yield archive.END
     except OSError as error:
         if isinstance(error, KernelError):
@@ -50,10 +57,11 @@ def pack(directory: Path, marks: Notation, *, owner: Owner | None = None, skippe
 
 
 class _Packing:
-    def __init__(self, root: int, marks: Notation, owner: Owner, skipped: Callable[[str], None]) -> None:
+    def __init__(self, root: int, marks: Notation, owner: Owner, mtime: int | None, skipped: Callable[[str], None]) -> None:
         self._root = root
         self._marks = marks
         self._owner = owner
+        self._mtime = mtime
         self._skipped = skipped
         self._links: dict[tuple[int, int], bytes] = {}  # the first name of each file that has several
 
@@ -135,7 +143,7 @@ class _Packing:
             mode=stat.S_IMODE(status.st_mode),
             uid=uid,
             gid=gid,
-            mtime=status.st_mtime_ns,
+            mtime=status.st_mtime_ns if self._mtime is None else self._mtime,
             device=status.st_rdev,
             xattrs={} if where is None else _xattrs(where),
         )

@@ -6,7 +6,6 @@ with `..` in it is refused.
 """
 
 import errno
-import hashlib
 import os
 import pickle
 import stat
@@ -23,14 +22,17 @@ from kernel_lab.images import archive
 from kernel_lab.images.archive import Archive, Entry
 from kernel_lab.images.beneath import Directories, open_inside, place
 from kernel_lab.images.compression import Compression, decompressed, recognised
+from kernel_lab.images.measured import Measured
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.flags import O
 from kernel_lab.unionfs.aufs_copy import list_attributes
-from kernel_lab.unionfs.whiteouts import AUFS_OPAQUE, AUFS_OWN, AUFS_WHITEOUT, TRUSTED, USER, Notation
+from kernel_lab.unionfs.merged import lookup
+from kernel_lab.unionfs.whiteouts import AUFS_OPAQUE, AUFS_OWN, AUFS_WHITEOUT, TRUSTED, USER, Notation, is_directory
 
 PATH_MAX = 4096  # linux/limits.h, with the zero byte
 IMPLIED_MODE = 0o755  # of a directory that an archive goes through and does not have
 OVERLAYS = (TRUSTED.prefix, USER.prefix)
+OF_THIS_MACHINE = ("security.selinux", *OVERLAYS)  # extended attributes that say nothing of the content
 _WHITEOUT, _OWN, _OPAQUE = (os.fsencode(mark) for mark in (AUFS_WHITEOUT, AUFS_OWN, AUFS_OPAQUE))
 
 T = TypeVar("T")
@@ -46,6 +48,8 @@ class Rules:
     owner: from a file's uid and gid in the archive to those it gets; without it they are the same.
     skipped: is told in words what this user cannot make, or overlay would misunderstand, and that is left out. Without it, it is an error.
     most_entries: bounds the memory too: a directory, or any file of layers over one another, takes about 100 bytes until the end.
+    below: the directories of the layers that this one lies on, the topmost first, in the same notation: a directory that the archive goes through and
+        does not have stays as it is there. Overlay would show the upper one's owner and mode.
     """
 
     most: int
@@ -53,6 +57,7 @@ class Rules:
     owner: Owner | None = None
     skipped: Callable[[str], None] | None = None
     most_entries: int = 300_000
+    below: tuple[str, ...] = ()
 
 
 class Unpacked(NamedTuple):
@@ -87,11 +92,12 @@ def unpack_root(layers: Iterable[Iterable[bytes]], directory: Path, rules: Rules
 def unpack(chunks: Iterable[bytes], root: int, rules: Rules) -> Unpacked:
     """Unpacks a layer, compressed or not, into the directory whose descriptor is `root`. What it has made before an error stays there."""
     compression, chunks = recognised(chunks)
-    outer, inner = _Measured(), _Measured()
+    outer, inner = Measured(), Measured()
     # Uncompressed, both are the same bytes: to hash them once is enough.
     pieces = chunks if compression is Compression.NONE else outer.of(chunks)
     with tempfile.TemporaryFile() as waiting, closing(Directories(root)) as directories:
         tree = _Tree(directories, rules, waiting)
+        tree.begin()
         entries = Archive(inner.of(decompressed(compression, pieces, rules.most)))
         for entry in entries:
             with _named(entry):
@@ -100,22 +106,6 @@ def unpack(chunks: Iterable[bytes], root: int, rules: Rules) -> Unpacked:
     if compression is Compression.NONE:
         outer = inner
     return Unpacked(outer.digest, outer.size, inner.digest, inner.size)
-
-
-class _Measured:
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def of(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            self._hash.update(chunk)
-            self.size += len(chunk)
-            yield chunk
-
-    @property
-    def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
 
 
 @contextmanager
@@ -173,6 +163,11 @@ class _Tree:
         self._waiting = waiting
         self._places = array("Q")
 
+    def begin(self) -> None:
+        """The root is as it is below, until an entry says something else."""
+        if self._rules.below:
+            self._wait(self._as_below([])._replace(name=b"."))
+
     def add(self, entry: Entry, content: Archive) -> None:
         """Makes one entry."""
         self._count_one(entry)
@@ -217,7 +212,7 @@ class _Tree:
             raise
         try:
             for name in list_attributes(f"/proc/self/fd/{here}", follow=True):
-                if name not in entry.xattrs and not name.startswith(("security.selinux", *OVERLAYS)):
+                if name not in entry.xattrs and not name.startswith(OF_THIS_MACHINE):
                     os.removexattr(here, name)  # a lower layer's
             self._dress(entry, here)
         finally:
@@ -424,11 +419,26 @@ class _Tree:
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
-            implied = Entry(b"/".join(parts), archive.DIRECTORY, mode=IMPLIED_MODE)
+            implied = self._as_below(parts)
             self._count_one(implied)
             # A link that leads nowhere stays, and is an error: FileExistsError.
             os.mkdir(parts[-1], 0o700, dir_fd=self._directories.opened(b"/".join(parts[:-1])))
             self._wait(implied)
+
+    def _as_below(self, parts: Sequence[bytes]) -> Entry:
+        """A directory that the archive does not have, as it is in the layers below."""
+        entry = Entry(b"/".join(parts), archive.DIRECTORY, mode=IMPLIED_MODE)
+        directories = self._rules.below
+        for part in parts:
+            shown = lookup(directories, os.fsdecode(part), self._rules.marks) if self._rules.marks else ()
+            directories = tuple(filter(is_directory, shown))
+        if not directories:
+            return entry
+        status = os.lstat(directories[0])
+        names = (name for name in list_attributes(directories[0], follow=True) if not name.startswith(OF_THIS_MACHINE))
+        xattrs = {name: os.getxattr(directories[0], name) for name in names}
+        mode = stat.S_IMODE(status.st_mode)
+        return entry._replace(mode=mode, uid=status.st_uid, gid=status.st_gid, mtime=status.st_mtime_ns, xattrs=xattrs)
 
 
 def _parts(entry: Entry, path: bytes) -> list[bytes]:

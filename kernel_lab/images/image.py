@@ -1,0 +1,111 @@
+"""An image of one platform: what a container is started from, and what it is made of."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from kernel_lab.images import platforms
+from kernel_lab.images.descriptor import INDEXES, MANIFESTS, Config, Descriptor, Manifest, Platform, chain_ids
+from kernel_lab.images.reference import Reference
+from kernel_lab.images.store import Store, name_of
+from kernel_lab.kernel.errors import UsageError
+
+
+class Layer(NamedTuple):
+    """A layer: the blob as it travels, the digest of its archive, and the ChainID, which names it together with all below it."""
+
+    blob: Descriptor
+    diff_id: str
+    chain_id: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a manifest of a store means. `find` looks one up; made by hand from a store and the descriptor of a manifest.
+
+    Raises UsageError when its documents are damaged, or do not go together.
+    """
+
+    store: Store
+    descriptor: Descriptor
+
+    def __post_init__(self) -> None:
+        if len(self.config.diff_ids) != len(self.manifest.layers):
+            counts = f"{len(self.manifest.layers)} layers, and its configuration {len(self.config.diff_ids)} DiffIDs"
+            raise UsageError(f"{self.descriptor.digest}: its manifest has {counts}; an image has one for each (config.md)")
+
+    @classmethod
+    def find(cls, store: Store, what: str | Reference, platform: Platform | None = None) -> "Image":
+        """The image of a name, digest or id; of an index, the one that runs on `platform`, or here.
+
+        Raises UsageError when there is none.
+        """
+        descriptor = store.resolve(what)
+        while descriptor.media_type in INDEXES:
+            descriptor = _chosen(store, descriptor, platform or platforms.here(), str(what))
+        return cls(store, descriptor)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return self.store.manifest(self.descriptor)
+
+    @cached_property
+    def config(self) -> Config:
+        return self.store.config(self.manifest)
+
+    @property
+    def id(self) -> str:
+        """As docker has it: the digest of its configuration, which by its DiffIDs says all that is in it."""
+        return self.manifest.config.digest
+
+    @property
+    def short_id(self) -> str:
+        """As docker shows it."""
+        return self.id.partition(":")[2][:12]
+
+    @property
+    def platform(self) -> Platform:
+        """What it runs on."""
+        return Platform(self.config.architecture, self.config.os, self.config.variant)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The lowest first."""
+        diff_ids = self.config.diff_ids
+        return tuple(map(Layer, self.manifest.layers, diff_ids, chain_ids(diff_ids)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that it has in its store."""
+        return tuple(sorted(name for other in self.store.images() if other.digest == self.descriptor.digest and (name := name_of(other))))
+
+    @property
+    def size(self) -> int:
+        """Bytes of its layers as they travel, and of its configuration."""
+        return sum(layer.size for layer in self.manifest.layers) + self.manifest.config.size
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """How it is run, in the specification's words: Entrypoint, Cmd, Env, User, WorkingDir and so on."""
+        return self.config.config
+
+    def __str__(self) -> str:
+        return next(iter(self.names), self.id)
+
+
+def images(store: Store) -> Iterator[Image]:
+    """Every image of a store that has what it takes to run one; of an index, all that are there."""
+    for descriptor in store.needs(*store.images(), strict=False):
+        if descriptor.media_type in MANIFESTS:
+            with suppress(UsageError):  # damaged; or something else than an image, kept as if it were one (image-manifest.md, "artifacts")
+                yield Image(store, descriptor)
+
+
+def _chosen(store: Store, descriptor: Descriptor, wanted: Platform, what: str) -> Descriptor:
+    offered = store.index(descriptor).manifests
+    if chosen := platforms.choose(offered, wanted):
+        return chosen
+    there = ", ".join(platforms.words(image.platform) for image in offered if image.platform) or "none that says what it runs on"
+    raise UsageError(f"{what}: there is no image for {platforms.words(wanted)} in it; there is: {there}")
