@@ -66,15 +66,18 @@ def recipe(suite: str) -> Recipe:
 def make(root: Path, what: Recipe) -> None:
     """Fill the empty directory `root`. Raises RuntimeError with what mmdebstrap or tar has said."""
     sink = [*_as_root(), "tar", "--extract", "--directory", str(root)]
-    with _making(what) as made, tempfile.TemporaryFile() as messages:
-        if subprocess.run(sink, stdin=made, stderr=messages).returncode:
+    with tempfile.TemporaryFile() as messages:
+        with _making(what, messages) as made:
+            code = subprocess.run(sink, stdin=made, stderr=messages).returncode
+            made.close()  # nobody reads on
+        if code:
             raise RuntimeError(f"{shlex.join(sink)}: failed:\n{_end(messages)}")
     (root / "dev").mkdir(exist_ok=True)
 
 
 def archive(what: Recipe) -> Iterator[bytes]:
     """The same as a tar archive, in chunks, with the owners that it has inside. Raises RuntimeError with what mmdebstrap has said."""
-    with _making(what) as made:
+    with tempfile.TemporaryFile() as messages, _making(what, messages) as made:
         yield from iter(partial(made.read, CHUNK), b"")
 
 
@@ -133,16 +136,13 @@ def _as_root() -> list[str]:
 
 
 @contextmanager
-def _making(what: Recipe) -> Iterator[IO[bytes]]:
+def _making(what: Recipe, messages: IO[bytes]) -> Iterator[IO[bytes]]:
     """The archive, while it is being made."""
     # Not left alone when we are killed; asked and not killed, so that mmdebstrap takes away what it has mounted and unpacked.
     command = ["setpriv", "--pdeathsig", "TERM", *_mmdebstrap(what)]
     # It works as another user there, who could not walk through a directory of our user's alone; and /tmp may be small.
     place = os.environ | {"TMPDIR": "/var/tmp"}
-    with (
-        tempfile.TemporaryFile() as messages,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, start_new_session=True, env=place) as making,
-    ):
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, start_new_session=True, env=place) as making:
         assert making.stdout
         try:
             yield making.stdout
