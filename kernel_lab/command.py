@@ -29,6 +29,10 @@ class User:
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
+    home: str = "/"
+
+    def __str__(self) -> str:
+        return f"{self.uid}:{self.gid}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def settled(
     """
     if cwd is not None and (not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd):
         raise UsageError(f"cwd={cwd!r}: a working directory is an absolute path")
-    return Command(words(argv), environment(roots, env), cwd, identity(user, roots), limits(rlimits), terminal, hosts=not roots)
+    whose = identity(user, roots)
+    return Command(words(argv), environment(roots, env, whose), cwd, whose, limits(rlimits), terminal, hosts=not roots)
 
 
 def words(argv: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,9 +103,9 @@ def _split(text: str) -> tuple[str, ...]:
         raise UsageError(f"command {text!r}: {error}") from error
 
 
-def environment(roots: tuple[str, ...], given: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+def environment(roots: tuple[str, ...], given: Mapping[str, str] | None, user: User | None = None) -> tuple[tuple[str, str], ...]:
     """With a root of its own a container gets a small environment; in the host's tree it gets its creator's. `given` comes on top."""
-    base = {"PATH": PATH, "HOME": "/root"} if roots else dict(os.environ)
+    base = {"PATH": PATH, "HOME": user.home if user else "/root"} if roots else dict(os.environ)
     base.update([MARK])
     for name, value in (given or {}).items():
         if not isinstance(name, str) or not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
@@ -136,7 +141,7 @@ def identity(text: str | int | None, roots: tuple[str, ...]) -> User | None:
     gid = _group(roots, group) if group else int(entry[3]) if entry else 0
     if max(uid, gid) >= 2**32 - 1:
         raise UsageError(f"user {text!r}: ids end at {2**32 - 2}")
-    return User(uid, gid, () if entry is None else _groups(roots, entry[0]))
+    return User(uid, gid, *((_groups(roots, entry[0]), entry[5] or "/") if entry and len(entry) > 5 else ()))
 
 
 def _entries(roots: tuple[str, ...], file: str) -> list[list[str]]:

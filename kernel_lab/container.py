@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from kernel_lab import command as commands
 from kernel_lab import janitor, records, state
@@ -19,11 +20,13 @@ from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.evidence import Difference, evidence
 from kernel_lab.kernel.interrupts import Deferred
 from kernel_lab.kernel.program import Program
+from kernel_lab.namespaces.mnt import Mount
 from kernel_lab.namespaces.part import Part
 from kernel_lab.plan import Plan
 from kernel_lab.process import Streams, nothing
 from kernel_lab.starting import First, Table, standing
 from kernel_lab.state import Creator
+from kernel_lab.unionfs.writable import Writable
 
 KEPT_TABLES = 16
 PATIENCE = 10.0
@@ -197,12 +200,27 @@ class Container:
             started=procfs.start_time(first.pid) or 0,  # 0: it has ended, and somebody else has reaped it (`exits`)
             creator=Creator.this(),
             command=first.command.argv,
+            env=tuple(f"{name}={value}" for name, value in first.command.env) if self.plan.roots else (),
+            cwd=first.command.cwd,
+            user=str(first.command.user) if first.command.user else None,
             created=time.time(),
             log=log,
             parts=tuple(map(repr, self.parts)),
             root=":".join(self.plan.roots) or None,
             namespaces=tuple(first.table.kinds),
+            **self._root_recorded(first),
         )
+
+    def _root_recorded(self, first: First) -> dict[str, Any]:
+        """What its root is made of: what others need to know to see what it has changed."""
+        mount = self.plan.part(Mount)
+        if not mount or not mount.root:
+            return {}
+        made, image = first.made.get(mount), mount.root.image
+        writes = isinstance(made, Writable)
+        layers = (made.upper, *made.lower) if isinstance(made, Writable) else mount.root.layers
+        named = {"image": str(image), "image_id": image.id, "stop_signal": image.stop_signal} if image else {"image": mount.root.layers[0]}
+        return {"layers": layers, "writes": writes, **named}
 
     def keep(self, record: records.Record) -> None:
         """Leaves this record behind when the container ends."""

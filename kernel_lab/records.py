@@ -24,7 +24,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 @dataclass(frozen=True)
 class Record:
     """A container that has been started. `started`: when its first process did, in ticks after boot; `created`: seconds since the epoch;
-    `namespaces`: the kinds that are the container's own; `code`: how it ended, of one that is kept after its end."""
+    `namespaces`: the kinds that are the container's own; `code`: how it ended, of one that is kept after its end; `image`: what it was made from,
+    and its id; `layers`: the directories of its root, the topmost first; `writes`: whether that one is its own, which takes what it writes;
+    `env`, `cwd`, `user`: what its command was given."""
 
     id: str
     name: str
@@ -38,6 +40,14 @@ class Record:
     root: str | None = None
     namespaces: tuple[str, ...] = ()
     code: int | None = None
+    image: str | None = None
+    image_id: str | None = None
+    layers: tuple[str, ...] = ()
+    writes: bool = False
+    stop_signal: str | None = None
+    env: tuple[str, ...] = ()
+    cwd: str | None = None
+    user: str | None = None
 
     def alive(self) -> bool:
         """Whether the container's first process runs."""
@@ -140,7 +150,7 @@ def _name(file: str) -> str:
 def _read(path: Path) -> Record | None:
     try:
         fields = json.loads(path.read_text())
-        for several in ("command", "parts", "namespaces"):
+        for several in ("command", "parts", "namespaces", "layers", "env"):
             fields[several] = tuple(fields[several])
         return Record(**fields | {"creator": Creator(*fields["creator"])})
     except (FileNotFoundError, ValueError, TypeError, KeyError):

@@ -2,24 +2,42 @@
 
 import signal
 import sys
+from importlib import import_module
 
 import click
 
-from kernel_lab.cli import containers, running, stats, tools
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.refusals import CommandError
 
 FAILED = 125  # docker's own: the runtime has failed, not the command
+MODULES = {
+    "running": "run program exec",
+    "containers": "ps logs stop kill wait rm",
+    "changes": "inspect diff commit",
+    "images": "image images rmi tag history",
+    "stats": "stats",
+    "tools": "doctor cleanup bench version",
+}
+PLACES = {name: module for module, names in MODULES.items() for name in names.split()}
 
 
-@click.group(context_settings={"help_option_names": ["--help"], "max_content_width": 120})
+class _Klab(click.Group):
+    """A command's module is loaded when the command is asked for: what a registry needs takes longer than a container to be started."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in PLACES:
+            return None
+        module = import_module(f"kernel_lab.cli.{PLACES[cmd_name]}")
+        found: click.Command = next(command for command in module.COMMANDS if command.name == cmd_name)
+        return found
+
+
+@click.group(cls=_Klab, context_settings={"help_option_names": ["--help"], "max_content_width": 120})
 def klab() -> None:
     """Containers, built from system calls."""
-
-
-for module in (running, containers, stats, tools):
-    for command in module.COMMANDS:
-        klab.add_command(command)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,6 +15,7 @@ import click
 from tabulate import tabulate
 
 from kernel_lab import records
+from kernel_lab.cli.words import ago
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.records import Record
 
@@ -62,33 +63,19 @@ def ps(everything: bool, quiet: bool, as_json: bool) -> None:
         for record in found:
             click.echo(record.id)
     elif as_json:
-        click.echo(json.dumps([_shown(record) for record in found], indent=1))
+        click.echo(json.dumps([described(record) for record in found], indent=1))
     else:
-        rows = [(record.id, " ".join(record.command)[:40], _ago(record.created), _state(record), record.name) for record in found]
-        click.echo(tabulate(rows, ("CONTAINER ID", "COMMAND", "CREATED", "STATUS", "NAME"), tablefmt="plain", disable_numparse=True))
+        rows = [(record.id, record.image or "", " ".join(record.command)[:40], ago(record.created), _state(record), record.name) for record in found]
+        click.echo(tabulate(rows, ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME"), tablefmt="plain", disable_numparse=True))
 
 
 def _state(record: Record) -> str:
     return "Up" if record.alive() else f"Exited ({record.code})"
 
 
-def _ago(moment: float) -> str:
-    seconds = max(0, int(time.time() - moment))
-    for name, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {name} ago"
-    return f"{seconds} seconds ago"
-
-
-def _shown(record: Record) -> dict[str, object]:
+def described(record: Record) -> dict[str, object]:
+    """All that is recorded of a container, and whether it runs."""
     return {**dataclasses.asdict(record), "state": "running" if record.alive() else "exited"}
-
-
-@click.command()
-@click.argument("container")
-def inspect(container: str) -> None:
-    """All that is recorded of a container, as JSON."""
-    click.echo(json.dumps([_shown(records.find(container))], indent=1))
 
 
 @click.command()
@@ -115,7 +102,7 @@ def stop(grace: float, names: tuple[str, ...]) -> None:
     """Ask containers to end, and kill those that do not."""
     for name in names:
         with opened(name) as target:
-            _send(target, signals.SIGTERM)
+            _send(target, _signal(target.record.stop_signal or "TERM"))
             if not _ended(target, grace):
                 _send(target, signals.SIGKILL)
                 _ended(target, None)
@@ -191,4 +178,4 @@ def _signal(text: str) -> int:
         raise UsageError(f"signal {text!r}: kill -l lists their names") from error
 
 
-COMMANDS = (ps, inspect, logs, stop, kill, wait, rm)
+COMMANDS = (ps, logs, stop, kill, wait, rm)

@@ -5,12 +5,12 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from kernel_lab import command as commands
-from kernel_lab import rootfs
+from kernel_lab import rootfs, state
 from kernel_lab.cgroups.limits import Words
 from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.cli import detached, limits
@@ -34,6 +34,9 @@ from kernel_lab.plan import Plan
 from kernel_lab.process import Process, Streams
 from kernel_lab.unionfs.overlay import Overlay
 
+if TYPE_CHECKING:
+    from kernel_lab.images.image import Image
+
 F = TypeVar("F", bound=Callable[..., Any])
 WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -55,6 +58,7 @@ CONTAINER = _options(
     click.option("--tmpfs", multiple=True, help="A place for an empty file system in memory, with options if you like: /cache:size=64m."),
     click.option("--layers", is_flag=True, help="What it writes goes into a layer of its own, on top of ROOT, and ends with it."),
     click.option("--read-only", is_flag=True, help="Nothing in the root can be written."),
+    click.option("--entrypoint", help="In place of the image's own, without its words; an empty one for none."),
     click.option("--init", is_flag=True, help="Process 1 is a reaper; the command is process 2."),
     click.option("--userns", type=click.Choice(["host", "self", "subordinate"]), help="Whose ids: the host's, yourself alone, or /etc/subuid's."),
     *limits.OPTIONS,
@@ -75,13 +79,16 @@ PROCESS = _options(
 @click.option("--rm", is_flag=True, help="Nothing of a detached one is kept when it ends; in the foreground nothing ever is.")
 @CONTAINER
 @PROCESS
-@click.argument("root")
+@click.argument("root", metavar="IMAGE|ROOT")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def run(name: str | None, detach: bool, rm: bool, root: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> int:
-    """Run a command in a new container. ROOT: busybox, debian, a directory, or host for the host's own root."""
+    """Run a command in a new container.
+
+    An image's name, digest or id; or as its root a directory, host for the host's own, or busybox or debian where no image is called so: what is
+    written into a root stays there, but with --layers.
+    """
     tell = detached.told()  # first of all: what this process has in its environment, the command may get
-    container = _container(root, name, settings)
-    command = _command(container, words or ("sh",), tty and not detach, settings)
+    container, command = _asked(root, name, words, tty and not detach, settings)
     if detach:
         return detached.monitored(sys.argv[1:], tell, container, command, keep=not rm)
     return attached(lambda streams: container.launch(command, streams), interactive, tty)
@@ -90,14 +97,14 @@ def run(name: str | None, detach: bool, rm: bool, root: str, words: tuple[str, .
 @click.command(context_settings=WORDS)
 @CONTAINER
 @PROCESS
-@click.argument("root")
+@click.argument("root", metavar="IMAGE|ROOT")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def program(root: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> None:
     """Print the table of system calls that `klab run` would execute, and execute none of them."""
-    if root == "debian" and not rootfs.debian_is_made():
+    if root == "debian" and not _image(root) and not rootfs.debian_is_made():
         raise UsageError("debian: its root has not been made yet, and its files decide about some of the rows: klab run debian true makes it")
-    container = _container(root, None, settings)
-    click.echo(str(container.table(_command(container, words or ("sh",), tty, settings)).program))
+    container, command = _asked(root, None, words, tty, settings)
+    click.echo(str(container.table(command).program))
 
 
 @click.command(context_settings=WORDS)
@@ -107,7 +114,10 @@ def program(root: str, words: tuple[str, ...], interactive: bool, tty: bool, **s
 def exec(container: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> int:
     """Run a command in a running container."""
     with opened(container) as target:
-        command = _settled((f"/proc/{target.pid}/root",) if target.record.root else (), words, tty, settings)
+        record = target.record
+        own = {"user": settings["user"] or record.user, "workdir": settings["workdir"] or record.cwd}
+        given = settings | own | {"env": (*record.env, *settings["env"])}
+        command = _settled((f"/proc/{target.pid}/root",) if record.root else (), words, tty, given)
 
         def start(streams: Streams) -> Process:
             return Joined(target, command, streams)
@@ -118,10 +128,49 @@ def exec(container: str, words: tuple[str, ...], interactive: bool, tty: bool, *
 COMMANDS = (run, program, exec)
 
 
-def _container(root: str, name: str | None, settings: dict[str, Any]) -> Container:
+def _asked(root: str, name: str | None, words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> tuple[Container, Command]:
+    """The container and the command of a command line."""
+    image = _image(root)
+    if image is None:
+        if settings["entrypoint"] is not None:
+            raise UsageError(f"--entrypoint {settings['entrypoint']}: a directory has no entrypoint, as an image has; write the command alone")
+        container = _container(_root(rootfs.resolve(root), settings), name, settings)
+        return container, _settled(container.plan.roots, words or ("sh",), terminal, settings)
+    from kernel_lab.images.execution import execution
+    from kernel_lab.images.root import ImageRoot
+
+    given = dict(_variable(text) for text in settings["env"])
+    runs = execution(image, words, entrypoint=settings["entrypoint"], env=given, cwd=settings["workdir"], user=settings["user"])
+    env = [f"{name}={value}" for name, value in runs.env.items()]
+    settings = settings | {"env": env, "workdir": runs.cwd, "user": runs.user}
+    container = _container(ImageRoot(image), name, settings)
+    return container, _settled(container.plan.roots, runs.argv, terminal, settings)
+
+
+def _image(root: str) -> "Image | None":
+    """The image of this name, if that is what is meant: no path, and there is one."""
+    if root == "host" or root.startswith(("/", ".")):
+        return None
+    # What they bring along takes longer to be loaded than a container to be started.
+    from kernel_lab.images import store
+    from kernel_lab.images.image import Image
+
+    if not (state.data_path() / "images").is_dir():
+        return None
+    try:
+        return Image.find(store.local(), root)
+    except UsageError:
+        if root in ("busybox", "debian") or os.path.isdir(root):
+            return None
+        raise
+
+
+def _container(root: Path | Root | None, name: str | None, settings: dict[str, Any]) -> Container:
+    cwd = settings["workdir"]
     mount = Mount(
-        _root(rootfs.resolve(root), settings),
+        root,
         readonly=settings["read_only"],
+        directories=[cwd] if isinstance(root, Overlay) and cwd and cwd.strip("/") else (),
         binds=[Bind.parse(text) for text in settings["volume"]],
         tmpfs=settings["tmpfs"],
     )
@@ -162,10 +211,6 @@ def _network(network: str, address: str | None) -> list[Part]:
     if network != "bridge" and not network.startswith("klab"):
         raise UsageError(f"--network {network}: there is none, host, bridge, user, and a bridge's name, which begins with klab")
     return [Net(Bridge() if network == "bridge" else Bridge(network), address)]
-
-
-def _command(container: Container, words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> Command:
-    return _settled(container.plan.roots, words, terminal, settings)
 
 
 def _settled(roots: tuple[str, ...], words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> Command:

@@ -4,13 +4,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kernel_lab.images import platforms
 from kernel_lab.images.descriptor import INDEXES, MANIFESTS, Config, Descriptor, Manifest, Platform, chain_ids
-from kernel_lab.images.reference import Reference
+from kernel_lab.images.reference import Reference, familiar
 from kernel_lab.images.store import Store, name_of
 from kernel_lab.kernel.errors import UsageError
+
+
+class Step(NamedTuple):
+    """A line of an image's history, in config.md's words, and the layer that this step has made, if any."""
+
+    line: Mapping[str, Any]
+    layer: "Layer | None"
 
 
 class Layer(NamedTuple):
@@ -77,6 +84,13 @@ class Image:
         return tuple(map(Layer, self.manifest.layers, diff_ids, chain_ids(diff_ids)))
 
     @property
+    def history(self) -> tuple[Step, ...]:
+        """How it came to be, the first step first. A layer of which nothing is said has an empty line."""
+        layers = iter(self.layers)
+        steps = [Step(line, None if line.get("empty_layer") else next(layers, None)) for line in self.config.history]
+        return *steps, *(Step({}, layer) for layer in layers)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All names that it has in its store."""
         return tuple(sorted(name for other in self.store.images() if other.digest == self.descriptor.digest and (name := name_of(other))))
@@ -91,13 +105,20 @@ class Image:
         """How it is run, in the specification's words: Entrypoint, Cmd, Env, User, WorkingDir and so on."""
         return self.config.config
 
+    @property
+    def stop_signal(self) -> str | None:
+        """How a container of it is asked to end; without it by SIGTERM."""
+        signal = self.settings.get("StopSignal")
+        return str(signal) if signal else None
+
     def __str__(self) -> str:
-        return next(iter(self.names), self.id)
+        """Its name as docker shows it, or its id."""
+        return next((familiar(name) for name in self.names), self.id)
 
 
-def images(store: Store) -> Iterator[Image]:
-    """Every image of a store that has what it takes to run one; of an index, all that are there."""
-    for descriptor in store.needs(*store.images(), strict=False):
+def images(store: Store, *descriptors: Descriptor) -> Iterator[Image]:
+    """Every image of a store, or of these manifests and indexes, that has what it takes to run one; of an index, all that are there."""
+    for descriptor in store.needs(*(descriptors or store.images()), strict=False):
         if descriptor.media_type in MANIFESTS:
             with suppress(UsageError):  # damaged; or something else than an image, kept as if it were one (image-manifest.md, "artifacts")
                 yield Image(store, descriptor)

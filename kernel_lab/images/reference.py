@@ -65,10 +65,15 @@ class Reference:
     @property
     def familiar(self) -> str:
         """As docker shows it: what it would add by itself is left out, but for the tag."""
+        return self.familiar_name + self._version()
+
+    @property
+    def familiar_name(self) -> str:
+        """Registry and repository, as docker shows them."""
         if self.registry != DOCKER_HUB:
-            return str(self)
+            return self.name
         official = self.repository.removeprefix(OFFICIAL)
-        return (self.repository if "/" in official else official) + self._version()
+        return self.repository if "/" in official else official
 
     def __str__(self) -> str:
         return self.name + self._version()
@@ -84,6 +89,14 @@ class Reference:
             None if self.digest is None else wrong_digest(self.digest),
         )
         return next(filter(None, reasons), None)
+
+
+def familiar(name: str) -> str:
+    """A name as docker shows it; what is none, as it is."""
+    try:
+        return Reference.parse(name).familiar
+    except UsageError:
+        return name
 
 
 def wrong_registry(registry: str) -> str | None:

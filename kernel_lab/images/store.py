@@ -54,6 +54,10 @@ class Store:
         """
         return self._found(self.images(), str(what))
 
+    def named(self, name: str | Reference) -> tuple[Descriptor, ...]:
+        """The images of a name; none for what is a digest or an id."""
+        return tuple(_called(self.images(), str(name)))
+
     def index(self, descriptor: Descriptor) -> Index:
         """The index that a descriptor points to."""
         return _of_its_type(Index.read(self.read(descriptor), descriptor.digest), descriptor)

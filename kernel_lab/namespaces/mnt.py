@@ -47,7 +47,7 @@ class Mount(Part):
 
     With a root it has /proc, /sys (read-only) and /dev, and hides what docker hides; each can be left out. Without a root it keeps the host's
     tree, with a /proc of its own when there is a PID namespace. `binds`: Bind objects or `SOURCE:TARGET[:ro]`; `tmpfs`: places for an empty one,
-    or `PLACE:OPTIONS` as docker has it (`/cache:size=64m,mode=0700`, tmpfs(5)).
+    or `PLACE:OPTIONS` as docker has it (`/cache:size=64m,mode=0700`, tmpfs(5)); `directories`: made in the root where they are missing.
     """
 
     flags = CLONE.NEWNS
@@ -60,6 +60,7 @@ class Mount(Part):
         readonly: bool = False,
         binds: Sequence[Bind | str] = (),
         tmpfs: Sequence[str] = (),
+        directories: Sequence[str] = (),
         proc: bool | None = None,
         sys: bool | None = None,
         dev: bool | None = None,
@@ -71,6 +72,7 @@ class Mount(Part):
         self.binds = tuple(Bind.parse(bind) if isinstance(bind, str) else bind for bind in binds)
         self._options = {place: options or "mode=1777" for place, _, options in (text.partition(":") for text in tmpfs)}
         self.tmpfs = tuple(self._options)
+        self.directories = tuple(directories)
         own = self.root is not None
         self.proc, self.sys, self.dev = proc, own if sys is None else sys, own if dev is None else dev
         self.masked = tuple(MASKED if self.dev else ()) if masked is None else tuple(masked)
@@ -87,7 +89,7 @@ class Mount(Part):
         places = [posixpath.normpath(place) for place in (*(bind.target for bind in self.binds), *self.tmpfs)]
         if twice := next((place for place in places if places.count(place) > 1), None):
             raise UsageError(f"mount point {twice!r}: it is given twice, and the second would hide the first")
-        for target in (*(bind.target for bind in self.binds), *self.tmpfs, *self.masked, *self.frozen):
+        for target in (*(bind.target for bind in self.binds), *self.tmpfs, *self.directories, *self.masked, *self.frozen):
             if not target.startswith("/") or ".." in target.split("/") or target == "/":
                 raise UsageError(f"mount point {target!r}: it must be an absolute path below the root, without '..'")
             if self.root is None and not os.path.exists(target):
@@ -165,6 +167,8 @@ class Mount(Part):
             if self.root is not None:
                 yield from make_directories(bind.target) if os.path.isdir(bind.source) else _make_file(bind.target)
             yield from place(f"bind{number}", bind.target)
+        for path in self.directories:
+            yield from make_directories(path, "a directory that is asked for")
 
     def _is_there(self, path: str) -> bool:
         """Whether the container will have it: what the kernel shows in /proc and /sys is the same everywhere, all else is the root's."""
@@ -198,11 +202,11 @@ def place(name: str, target: str) -> Iterator[Row]:
     yield call("close", Handle(name))
 
 
-def make_directories(path: str) -> Iterator[Row]:
+def make_directories(path: str, why: str = "a place to mount on") -> Iterator[Row]:
     """A directory and those above it, where they are missing."""
     parts = path.strip("/").split("/")
     for depth in range(1, len(parts) + 1):
-        yield call("mkdirat", AT_FD.FDCWD, "/" + "/".join(parts[:depth]), 0o755, tolerate={EEXIST, EROFS}, why="a place to mount on")
+        yield call("mkdirat", AT_FD.FDCWD, "/" + "/".join(parts[:depth]), 0o755, tolerate={EEXIST, EROFS}, why=why)
 
 
 def _make_file(path: str) -> Iterator[Row]:

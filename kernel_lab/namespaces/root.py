@@ -12,8 +12,24 @@ from kernel_lab.kernel.program import Handle, Row, call
 from kernel_lab.namespaces.part import Plan, Starting
 
 
+class Origin(Protocol):
+    """What a root was made from, when that has a name: an image."""
+
+    @property
+    def id(self) -> str:
+        """That of its content."""
+
+    @property
+    def stop_signal(self) -> str | None:
+        """How a container of it is asked to end."""
+
+
 class Root(Protocol):
     """What `Mount(root)` takes besides a path."""
+
+    @property
+    def image(self) -> Origin | None:
+        """What it was made from."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -44,6 +60,7 @@ class Directory:
     path: str
     handles: tuple[Handle, ...] = ()
     prepares: bool = False
+    image: Origin | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:

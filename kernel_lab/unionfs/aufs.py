@@ -17,6 +17,7 @@ from kernel_lab.kernel.errors import UsageError
 from kernel_lab.kernel.flags import MS
 from kernel_lab.kernel.program import Handle, Row, call
 from kernel_lab.namespaces.part import Plan, Starting
+from kernel_lab.namespaces.root import Origin
 from kernel_lab.state import Creator
 from kernel_lab.unionfs import aufs_kernel, layers
 from kernel_lab.unionfs.aufs_mounts import InKernel, InUserSpace
@@ -39,6 +40,7 @@ class Aufs:
 
     handles: tuple[Handle, ...] = ()
     prepares = True
+    image: Origin | None = None
 
     def __init__(self, *branches: Branch | str | Path, create: str = "tdp") -> None:
         given: list[Branch] = []

@@ -1,4 +1,4 @@
-"""What a layer changes of those below it: added, changed, deleted, as `docker diff` lists it."""
+"""What a layer changes of those below it, or one stack of layers of another: added, changed, deleted, as `docker diff` lists it."""
 
 import errno
 import os
@@ -52,71 +52,62 @@ class Changes(tuple[Change, ...]):
 
 
 def changes(upper: str | Path, lower: Sequence[str | Path], notation: Notation | None = None) -> Changes:
-    """What the layer `upper` changes of what those below it show, `lower` the topmost first.
+    """What the layer `upper` changes of what those below it show, `lower` the topmost first; otherwise as `difference`."""
+    return difference((upper, *lower), lower, notation)
+
+
+def difference(new: Sequence[str | Path], old: Sequence[str | Path], notation: Notation | None = None) -> Changes:
+    """What the layers `new` show that `old` do not, and the other way round, each the topmost first.
 
     A directory counts as changed when a name in it is added or deleted, or it differs itself; what is inside a deleted one is not listed. The top
     directory is not listed either. `notation`: of all these layers; without it, the one that overlay uses for this user.
     Raises UsageError when one of them is no directory.
     """
-    paths = [str(path) for path in (upper, *lower)]
-    for path in paths:
-        layers.check_directory("layer", path)
+    for path in (*new, *old):
+        layers.check_directory("layer", str(path))
     found: list[Change] = []
-    waiting = [_Directory(paths[0], tuple(paths[1:]), "", False, notation or (USER if os.geteuid() else TRUSTED))]
+    waiting = [_Pair("", tuple(map(str, new)), tuple(map(str, old)), notation or (USER if os.geteuid() else TRUSTED))]
     while waiting:
-        directory = waiting.pop()
-        found += directory.changes()
-        waiting += directory.directories()
+        pair = waiting.pop()
+        found += pair.changes()
+        waiting += pair.directories()
     return Changes(sorted(found))
 
 
 @dataclass
-class _Directory:
-    """A directory of the upper layer; `below`: those that it lies on, the topmost first; `in_their_place`: it shows nothing of them."""
+class _Pair:
+    """A directory as the new layers show it and as the old ones do: those that it is merged from, the topmost first, or none."""
 
-    mine: str
-    below: tuple[str, ...]
     path: str
-    in_their_place: bool
+    new: tuple[str, ...]
+    old: tuple[str, ...]
     notation: Notation
 
     def __post_init__(self) -> None:
-        self.listing = self.notation.read(self.mine)
-        self.in_their_place |= self.listing.opaque
-        self.before = {name: lookup(self.below, name, self.notation) for name in sorted(self.listing.names | self._gone())}
+        every = sorted(names(self.new, self.notation) | names(self.old, self.notation))
+        seen = {name: (lookup(self.new, name, self.notation), lookup(self.old, name, self.notation)) for name in every}
+        # What comes from the same places in both is the same, with all that is in it.
+        self.others = {name: (new, old) for name, (new, old) in seen.items() if new != old}
 
     def changes(self) -> Iterator[Change]:
-        """What it adds and deletes, which of its files it changes, and whether it is another itself."""
-        names = list(self._names())
-        yield from names
-        yield from self._files()
-        if self.below and self.path and (what := _differences(self.mine, self.below[0], bool(names))):
+        """What is added and deleted in it, which of its files are changed, and whether it is another itself."""
+        turned_up = [self._one_sided(name, new, old) for name, (new, old) in self.others.items() if not (new and old)]
+        yield from turned_up
+        for name, (new, old) in self.others.items():
+            # Of two directories, the one in it says whether it is another.
+            if new and old and not (is_directory(new[0]) and is_directory(old[0])) and (what := _differences(new[0], old[0], False)):
+                yield Change(f"{self.path}/{name}", CHANGED, what)
+        if self.path and self.old and (what := _differences(self.new[0], self.old[0], bool(turned_up))):
             yield Change(self.path, CHANGED, what)
 
-    def directories(self) -> Iterator["_Directory"]:
+    def directories(self) -> Iterator["_Pair"]:
         """The directories in it."""
-        for name in filter(lambda name: is_directory(f"{self.mine}/{name}"), self.listing.names):
-            below = tuple(filter(is_directory, self.before[name]))
-            in_their_place = self.in_their_place or name in self.listing.whiteouts
-            yield _Directory(f"{self.mine}/{name}", below, f"{self.path}/{name}", in_their_place, self.notation)
+        for name, (new, old) in self.others.items():
+            if new and is_directory(new[0]):
+                yield _Pair(f"{self.path}/{name}", new, tuple(filter(is_directory, old)), self.notation)
 
-    def _gone(self) -> set[str]:
-        hidden = names(self.below, self.notation) if self.in_their_place else self.listing.whiteouts
-        return set(hidden - self.listing.names)
-
-    def _names(self) -> Iterator[Change]:
-        for name, before in self.before.items():
-            if name not in self.listing.names and before:
-                yield Change(f"{self.path}/{name}", DELETED, _kind(before[0]))
-            if name in self.listing.names and not before:
-                yield Change(f"{self.path}/{name}", ADDED, _kind(f"{self.mine}/{name}"))
-
-    def _files(self) -> Iterator[Change]:
-        for name in self.listing.names:
-            mine, before = f"{self.mine}/{name}", self.before[name]
-            # Of two directories, the one in it says whether it is another.
-            if before and not (is_directory(mine) and is_directory(before[0])) and (what := _differences(mine, before[0], False)):
-                yield Change(f"{self.path}/{name}", CHANGED, what)
+    def _one_sided(self, name: str, new: tuple[str, ...], old: tuple[str, ...]) -> Change:
+        return Change(f"{self.path}/{name}", ADDED if new else DELETED, _kind((new or old)[0]))
 
 
 def _kind(path: str) -> str:

@@ -14,6 +14,7 @@ from kernel_lab.kernel.evidence import EVERY_ID
 from kernel_lab.kernel.flags import AT_FD, FSCONFIG, FSMOUNT, FSOPEN, MOVE_MOUNT
 from kernel_lab.kernel.program import Buffer, Handle, Row, call
 from kernel_lab.namespaces.part import Plan, Starting
+from kernel_lab.namespaces.root import Origin
 from kernel_lab.namespaces.user import Map, User
 from kernel_lab.unionfs import layers, writable
 from kernel_lab.unionfs.whiteouts import TRUSTED, USER, Notation
@@ -38,6 +39,7 @@ class Overlay:
 
     handles: tuple[Handle, ...] = ()
     prepares = True
+    image: Origin | None = None
 
     def __init__(self, *lower: str | Path, upper: str | Path | None = None) -> None:
         self.lower = tuple(map(_absolute, lower))
