@@ -73,12 +73,12 @@ class Leftover:
 
 def run_dir() -> Path:
     """Where the state of what runs now is kept: nobody else may look inside."""
-    return _ours(run_path(), 0o700)
+    return ours(run_path(), 0o700)
 
 
 def data_dir() -> Path:
     """Where what is worth keeping is kept: a container's other users must be able to walk through to their root."""
-    return _ours(data_path(), 0o755)
+    return ours(data_path(), 0o755)
 
 
 def run_path() -> Path:
@@ -103,7 +103,8 @@ def data_path() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share", "kernel-lab")
 
 
-def _ours(path: Path, mode: int) -> Path:
+def ours(path: Path, mode: int) -> Path:
+    """A directory of this user's, which is made unless it is there. Raises UsageError for anybody else's, and where others may write."""
     if not path.is_absolute():
         raise UsageError(f"{path}: the directory for the kit's state must be an absolute path")
     if not os.path.lexists(path):
@@ -173,7 +174,7 @@ def discard(path: Path) -> None:
     except (RecursionError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.EACCES, errno.EPERM, errno.EMFILE):
             raise
-        subprocess.run([*_as_their_root(), "rm", "-rf", "--one-file-system", str(path)], check=True, capture_output=True)
+        subprocess.run([*as_their_root(), "rm", "-rf", "--one-file-system", str(path)], check=True, capture_output=True)
 
 
 def unmount(point: str) -> None:
@@ -200,8 +201,8 @@ def _unmount(point: str) -> None:
         subprocess.run(["fusermount3", "-u", "-z", "--", point], check=True, capture_output=True)
 
 
-def _as_their_root() -> list[str]:
-    """The beginning of a command that may remove what an ordinary user's containers have made."""
+def as_their_root() -> list[str]:
+    """The beginning of a command that may read and remove what an ordinary user's containers have made, as their root; none for root."""
     if os.geteuid() == 0:
         return []
     every = subprocess.run(["unshare", "--user", "--map-root-user", "--map-auto", "true"], capture_output=True).returncode == 0

@@ -15,7 +15,11 @@ MODULES = {
     "containers": "ps logs stop kill wait rm",
     "changes": "inspect diff commit",
     "images": "image images rmi tag history",
+    "archives": "save load import export",
+    "remote": "pull push login logout",
+    "registry": "registry",
     "stats": "stats",
+    "build": "build",
     "tools": "doctor cleanup bench version",
 }
 PLACES = {name: module for module, names in MODULES.items() for name in names.split()}

@@ -9,6 +9,7 @@ import click
 from kernel_lab import records
 from kernel_lab.cgroups.group import Group
 from kernel_lab.cli import containers, images
+from kernel_lab.cli.change import OPTION, changed
 from kernel_lab.images import store
 from kernel_lab.images.commit import commit as committed
 from kernel_lab.images.image import Image
@@ -46,17 +47,19 @@ def diff(container: str) -> None:
 @click.command()
 @click.option("--author", "-a", default="", help="Who has made it.")
 @click.option("--message", "-m", "comment", default="", help="What for.")
+@OPTION
 @click.option("--pause/--no-pause", "-p", default=True, help="Its processes stand still meanwhile, where it has a control group.")
 @click.argument("container")
 @click.argument("name", required=False)
-def commit(author: str, comment: str, pause: bool, container: str, name: str | None) -> None:
+def commit(author: str, comment: str, lines: tuple[str, ...], pause: bool, container: str, name: str | None) -> None:
     """Make an image of what a running container has written, on top of the image that it was started from."""
     record = _writing(container)
     if not record.image_id:
         raise UsageError(f"{container}: was started from directories and no image, and what it has written lies on nothing that has a name")
     parent = Image.find(store.local(), record.image_id)
+    settings = changed(lines, parent.settings)
     with _paused(record) if pause else nullcontext():
-        made = committed(record.layers[0], parent, name, created_by=" ".join(record.command), author=author, comment=comment)
+        made = committed(record.layers[0], parent, name, settings=settings, created_by=" ".join(record.command), author=author, comment=comment)
     click.echo(made.id)
 
 

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from kernel_lab import records
 from kernel_lab.cli.words import ago, size
-from kernel_lab.images import base, platforms, snapshots, store
+from kernel_lab.images import base, build_cache, platforms, snapshots, store
 from kernel_lab.images.descriptor import Descriptor
 from kernel_lab.images.image import Image, Step, images
 from kernel_lab.images.reference import Reference, familiar
@@ -42,10 +42,11 @@ def make(suite: str | None, name: str | None, what: str) -> None:
 @click.option("--no-trunc", is_flag=True, help="Ids whole.")
 @click.option("--digests", is_flag=True, help="Digests of the manifests, too.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--all", "-a", "everything", is_flag=True, help="Those of a build's steps, too, which have no name and are its cache.")
 @click.argument("name", required=False)
-def list_images(quiet: bool, no_trunc: bool, digests: bool, as_json: bool, name: str | None) -> None:
+def list_images(quiet: bool, no_trunc: bool, digests: bool, as_json: bool, everything: bool, name: str | None) -> None:
     """List images, the latest first, or only those of one repository. SIZE: as they travel, compressed."""
-    rows = sorted(_rows(store.local(), name), key=lambda row: row["created"] or "", reverse=True)
+    rows = sorted(_rows(store.local(), name, everything), key=lambda row: row["created"] or "", reverse=True)
     if quiet:
         click.echo("".join(f"{row['id'] if no_trunc else _short(row['id'])}\n" for row in rows), nl=False)
     elif as_json:
@@ -55,9 +56,12 @@ def list_images(quiet: bool, no_trunc: bool, digests: bool, as_json: bool, name:
         click.echo(_table([_cells(row, no_trunc, digests) for row in rows], headers))
 
 
-def _rows(kept: Store, repository: str | None) -> Iterable[dict[str, Any]]:
+def _rows(kept: Store, repository: str | None, everything: bool) -> Iterable[dict[str, Any]]:
     asked = Reference.parse(repository).name if repository else None
+    hidden = set() if everything else build_cache.intermediate(kept)
     for descriptor in kept.images():
+        if descriptor.digest in hidden:
+            continue
         name = name_of(descriptor)
         reference = _reference(name)
         if asked and (reference is None or reference.name != asked):
@@ -170,7 +174,7 @@ def rm(force: bool, names: tuple[str, ...]) -> None:
         for called in sorted(before - _names(kept, found)):
             click.echo(f"Untagged: {familiar(called)}")
         click.echo("".join(f"Deleted: {digest}\n" for digest in gone), nl=False)
-    snapshots.local().prune(kept)
+    snapshots.beside(kept).prune(kept)
 
 
 def _names(kept: Store, descriptor: Descriptor) -> set[str]:
@@ -206,7 +210,7 @@ def prune(everything: bool, force: bool) -> None:
         if not any(map(_users, images(kept, descriptor))):
             kept.remove(descriptor.digest)
     gone = kept.prune(unnamed=True)
-    unpacked = snapshots.local().prune(kept)
+    unpacked = snapshots.beside(kept).prune(kept)
     click.echo("".join(f"Deleted: {name}\n" for name in (*gone.digests, *unpacked)), nl=False)
 
 
@@ -215,7 +219,7 @@ def prune(everything: bool, force: bool) -> None:
 @click.argument("other", required=False)
 def diff(name: str, other: str | None) -> None:
     """What an image's topmost layer changes of those below it; with OTHER, what OTHER has that the first one has not, and the other way round."""
-    unpacked = snapshots.local()
+    unpacked = snapshots.beside(store.local())
     old, new = unpacked.directories(_find(name)), unpacked.directories(_find(other)) if other else ()
     pair = (new, old) if other else (old, old[1:])
     click.echo("".join(f"{change}\n" for change in difference(*pair)), nl=False)

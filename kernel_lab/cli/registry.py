@@ -2,7 +2,6 @@
 
 import json
 import signal
-import threading
 from pathlib import Path
 
 import click
@@ -14,6 +13,7 @@ from kernel_lab.registry.repositories import Repositories
 from kernel_lab.registry.server import LOOPBACK, Registry
 
 PORT = 5000  # docker's
+ENDS = (signal.SIGINT, signal.SIGTERM)
 
 _DATA = click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="The registry's folder.  [default: a folder of the kit's]")
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -46,9 +46,8 @@ def serve(
     quiet: bool,
 ) -> None:
     """Serve a registry until SIGTERM or SIGINT."""
-    told = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: told.set())
+    # Blocked in all threads from now on. To a handler the main thread comes only when it wakes up, and another one may have got the signal.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     serving = Registry(
         _folder(data),
         address=address,
@@ -62,7 +61,9 @@ def serve(
     )
     with serving:
         click.echo(f"serving {serving.path} at {serving.url}", err=True)
-        told.wait()
+        if htpasswd and not tls_cert and address not in (LOOPBACK, "localhost", "::1"):
+            click.echo("without --tls-cert, whoever is on the way can read the users' passwords", err=True)
+        signal.sigwait(ENDS)
 
 
 @registry.command(name="garbage-collect")

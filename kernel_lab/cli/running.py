@@ -175,7 +175,7 @@ def _container(root: Path | Root | None, name: str | None, settings: dict[str, A
         tmpfs=settings["tmpfs"],
     )
     parts: list[Part] = [UTS(settings["hostname"] or name or "klab"), mount, IPC(), PID(init=settings["init"])]
-    parts += _network(settings["network"], settings["ip"])
+    parts += network_parts(settings["network"], settings["ip"])
     parts += _group(limits.words(settings))
     userns = settings["userns"] or ("self" if os.geteuid() else "host")
     if userns != "host":
@@ -199,7 +199,8 @@ def _group(words: Words) -> list[Part]:
     return [group]
 
 
-def _network(network: str, address: str | None) -> list[Part]:
+def network_parts(network: str, address: str | None = None) -> list[Net]:
+    """The network that a word means: none for the host's own. Raises UsageError for one that is not known."""
     if address and network in ("none", "host", "user"):
         raise UsageError(f"--ip {address}: an address is given on a bridge, and --network {network} has none; say --network bridge")
     if network == "host":

@@ -3,6 +3,7 @@
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import click
 from tabulate import tabulate
@@ -77,6 +78,20 @@ def density(count: int, who: tuple[str, ...], plot: str | None, as_json: bool) -
     from kernel_lab.benchmarks.density import bench_density
 
     return bench_density(count, who or None, as_json, plot)
+
+
+@bench.command()
+@click.option("--rounds", default=5, show_default=True, help="Repetitions.")
+@click.option("--case", "cases", multiple=True, help="Only this case.")
+@click.option("--image", help="One of klab images; without it, Debian's, which is made once.")
+@click.option("--into", type=click.Path(path_type=Path), help="Where all is unpacked and written, as /dev/shm; without it, beside klab images.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="A picture into this file.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def images(rounds: int, cases: tuple[str, ...], image: str | None, into: Path | None, plot: str | None, as_json: bool) -> int:
+    """Unpacking an image, making a layer, copying an image, a first start on one: this kit, tar, umoci, skopeo."""
+    from kernel_lab.benchmarks.images_speed import bench_images
+
+    return bench_images(rounds, as_json, plot, cases or None, image, into)
 
 
 @bench.command()

@@ -10,6 +10,7 @@ from kernel_lab.images import owners
 from kernel_lab.images.draft import Draft, put_layer
 from kernel_lab.images.image import Image
 from kernel_lab.images.pack import pack
+from kernel_lab.images.reference import Reference
 from kernel_lab.images.store import Store
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.unionfs.whiteouts import AUFS
@@ -20,8 +21,10 @@ Source = Callable[[], Iterator[bytes]]
 def make(what: str, store: Store, name: str | None = None, suite: str | None = None) -> Image:
     """`busybox`, or `debian` in the suite that is named, without one in this machine's; called so, or by `name`.
 
-    Raises UsageError for anything else, and for a package that is not installed.
+    Raises UsageError for anything else, and for a package that is not installed; RuntimeError with what mmdebstrap has said.
     """
+    if name is not None:
+        Reference.parse(name)  # before what takes a minute
     if what == "busybox":
         if suite is not None:
             raise UsageError(f"busybox in {suite}: it is this machine's program; a suite is one of Debian's")
@@ -36,7 +39,7 @@ def make(what: str, store: Store, name: str | None = None, suite: str | None = N
 
 def _put(store: Store, name: str, what: str, source: Source, settings: dict[str, object]) -> Image:
     path = {"Env": [f"PATH={PATH}"]}
-    with store.adding() as adding:
+    with store.adding(tidy=True) as adding:
         layer = put_layer(adding, source())
         draft = Draft.scratch().with_settings(path | settings).with_layer(layer, created_by=f"klab image make {what}")
         return draft.put(adding, name)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kernel_lab.images import owners
 from kernel_lab.images.draft import Draft, put_layer
 from kernel_lab.images.image import Image
-from kernel_lab.images.pack import pack
-from kernel_lab.images.snapshots import notation
+from kernel_lab.images.inside import packed
+from kernel_lab.images.reference import Reference
+from kernel_lab.kernel.errors import UsageError
+from kernel_lab.unionfs.layers import check_directory
 
 
 def commit(
@@ -23,11 +24,16 @@ def commit(
 ) -> Image:
     """An image of one layer more than its parent: the directory `upper`, in overlay's notation. `settings` as Draft.with_settings has them.
 
-    It is in the parent's store. Raises UsageError and KernelError as `pack` does; nothing of it is left then.
+    It is in the parent's store; sockets are left out, as docker does. Raises UsageError for a parent that is not whole, and for what a layer cannot
+    say, and KernelError for what may not be read; nothing of it is left then.
     """
+    check_directory("upper", str(upper))
     said = {key: value for key, value in {"created_by": created_by, "author": author, "comment": comment}.items() if value}
-    with parent.store.adding() as adding:
-        adding.keep(parent.descriptor)
-        layer = put_layer(adding, pack(Path(upper), notation(), owner=owners.in_archive()))
-        draft = Draft.on(parent).with_settings(settings or {}).with_layer(layer, **said)
-        return draft.put(adding, name)
+    changed = Draft.on(parent).with_settings(settings or {})
+    if name is not None:
+        Reference.parse(name)
+    with parent.store.adding(tidy=True) as adding:
+        if not adding.keep(parent.descriptor):
+            raise UsageError(f"{parent}: not all that it is made of is in its store any more; fetch it again")
+        layer = put_layer(adding, packed(Path(upper)))
+        return changed.with_layer(layer, **said).put(adding, name)

@@ -183,7 +183,7 @@ class Config(_Document):
 
     @classmethod
     def read(cls, raw: bytes, where: str = "config") -> "Config":
-        fields = _Fields(_decoded(raw, where), where)
+        fields = _Fields(decoded(raw, where), where)
         rootfs = _Fields(fields.take("rootfs", anything), f"{where}: rootfs")
         if (kind := rootfs.take("type", text)) != "layers":
             raise UsageError(f"{where}: rootfs: type: {kind!r}; the specification has one type alone, layers")
@@ -297,7 +297,7 @@ class _Fields:
 
 def _versioned(raw: bytes, where: str, media_types: tuple[str, ...], no: tuple[str, ...]) -> _Fields:
     """The fields of an index or a manifest, without the version."""
-    fields = _Fields(_decoded(raw, where), where)
+    fields = _Fields(decoded(raw, where), where)
     if (version := fields.take("schemaVersion", number)) != 2:
         raise UsageError(f"{where}: schemaVersion: {version}; only 2 is understood")
     media_type = fields.others.get("mediaType")
@@ -319,7 +319,8 @@ def _versioned_json(document: Index | Manifest, **own: Any) -> dict[str, Any]:
     return _present(document.others, schemaVersion=2, mediaType=document.media_type, annotations=annotations, **own)
 
 
-def _decoded(raw: bytes, where: str) -> Any:
+def decoded(raw: bytes, where: str) -> Any:
+    """What a JSON document says."""
     try:
         return json.loads(raw.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

@@ -54,19 +54,21 @@ class Draft:
         return replace(self, config=config, layers=(*self.layers, layer.blob))
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Draft":
-        """Other settings, in the specification's words; one that is None is taken away."""
+        """Other settings, in the specification's words; one that is None is taken away. Raises UsageError for one that is not as config.md has it."""
         changed = {name: value for name, value in {**self.config.config, **settings}.items() if value is not None}
-        return replace(self, config=replace(self.config, config=changed))
+        config = replace(self.config, config=changed)
+        Config.read(config.raw, "settings")
+        return replace(self, config=config)
 
     def with_history(self, **history: str) -> "Draft":
         """A line of history of a step that made no layer, otherwise as `with_layer`."""
         return replace(self, config=self._noted(history, empty_layer=True))
 
-    def put(self, adding: Addition, name: str | None = None) -> Image:
-        """Writes it into the store; there it is an image of this name, or without one."""
+    def put(self, adding: Addition, name: str | None = None, annotations: Mapping[str, str] | None = None) -> Image:
+        """Writes it into the store; there it is an image of this name, or without one. `annotations`: of the store's index, and no part of it."""
         config = adding.put(self.config.raw, OCI_CONFIG)
         manifest = adding.put(Manifest(config, self.layers).raw, OCI_MANIFEST)
-        return Image(adding.store, adding.store.tag(manifest, name))
+        return Image(adding.store, adding.store.tag(replace(manifest, annotations=annotations or {}), name))
 
     def _noted(self, history: Mapping[str, str], **more: bool) -> Config:
         created = history.get("created") or now()

@@ -33,6 +33,12 @@ class Holds:
         with open(hold, "a") as file:
             file.writelines(f"{name}\n" for name in names)
 
+    def release(self, hold: Path) -> set[str]:
+        """Holds none of its names any more: those that it had."""
+        names = _noted(hold)
+        os.truncate(hold, 0)
+        return names
+
     def held(self) -> set[str]:
         """The names that somebody holds who lives."""
         holds = (path for path in self.folder.glob(f"{self.kind}.*") if (maker := state.Creator.in_name(path.name)) and maker.alive())

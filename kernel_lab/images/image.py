@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from kernel_lab.images import platforms
-from kernel_lab.images.descriptor import INDEXES, MANIFESTS, Config, Descriptor, Manifest, Platform, chain_ids
+from kernel_lab.images.descriptor import DOCKER_LAYER, INDEXES, MANIFESTS, OCI_LAYER, Config, Descriptor, Manifest, Platform, chain_ids
 from kernel_lab.images.reference import Reference, familiar
 from kernel_lab.images.store import Store, name_of
 from kernel_lab.kernel.errors import UsageError
+
+LAYERS = (OCI_LAYER.removesuffix("tar"), DOCKER_LAYER.removesuffix("diff.tar"))  # also those that may not be distributed, and docker's foreign ones
 
 
 class Step(NamedTuple):
@@ -32,13 +34,16 @@ class Layer(NamedTuple):
 class Image:
     """What a manifest of a store means. `find` looks one up; made by hand from a store and the descriptor of a manifest.
 
-    Raises UsageError when its documents are damaged, or do not go together.
+    Raises UsageError when its documents are damaged, or do not go together, and for an artifact: what is kept as if it were an image.
     """
 
     store: Store
     descriptor: Descriptor
 
     def __post_init__(self) -> None:
+        # A signature or a chart has such a manifest too (manifest.md, "Guidelines for Artifact Usage").
+        if strange := [layer.media_type for layer in self.manifest.layers if not layer.media_type.startswith(LAYERS)]:
+            raise UsageError(f"{self.descriptor.digest}: is no image but an artifact, with {strange[0]} in place of a layer")
         if len(self.config.diff_ids) != len(self.manifest.layers):
             counts = f"{len(self.manifest.layers)} layers, and its configuration {len(self.config.diff_ids)} DiffIDs"
             raise UsageError(f"{self.descriptor.digest}: its manifest has {counts}; an image has one for each (config.md)")
@@ -47,12 +52,15 @@ class Image:
     def find(cls, store: Store, what: str | Reference, platform: Platform | None = None) -> "Image":
         """The image of a name, digest or id; of an index, the one that runs on `platform`, or here.
 
-        Raises UsageError when there is none.
+        Raises UsageError when there is none, and for an image that does not run on the `platform` that was asked for.
         """
         descriptor = store.resolve(what)
         while descriptor.media_type in INDEXES:
             descriptor = _chosen(store, descriptor, platform or platforms.here(), str(what))
-        return cls(store, descriptor)
+        image = cls(store, descriptor)
+        if platform and not platforms.fits(image.platform, platform):
+            raise UsageError(f"{what}: runs on {platforms.words(image.platform)}, and {platforms.words(platform)} was asked for")
+        return image
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -102,8 +110,8 @@ class Image:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """How it is run, in the specification's words: Entrypoint, Cmd, Env, User, WorkingDir and so on."""
-        return self.config.config
+        """How it is run, in the specification's words: Entrypoint, Cmd, Env, User, WorkingDir and so on; what is `null` is not said."""
+        return {name: value for name, value in self.config.config.items() if value is not None}
 
     @property
     def stop_signal(self) -> str | None:
@@ -125,8 +133,16 @@ def images(store: Store, *descriptors: Descriptor) -> Iterator[Image]:
 
 
 def _chosen(store: Store, descriptor: Descriptor, wanted: Platform, what: str) -> Descriptor:
-    offered = store.index(descriptor).manifests
+    offered = [_with_platform(store, image) for image in store.index(descriptor).manifests]
     if chosen := platforms.choose(offered, wanted):
         return chosen
     there = ", ".join(platforms.words(image.platform) for image in offered if image.platform) or "none that says what it runs on"
     raise UsageError(f"{what}: there is no image for {platforms.words(wanted)} in it; there is: {there}")
+
+
+def _with_platform(store: Store, descriptor: Descriptor) -> Descriptor:
+    """Where the index does not say what an image runs on, its configuration does."""
+    if descriptor.platform is None and descriptor.media_type in MANIFESTS:
+        with suppress(UsageError):  # not here, or none
+            return replace(descriptor, platform=Image(store, descriptor).platform)
+    return descriptor

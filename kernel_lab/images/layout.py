@@ -99,6 +99,10 @@ class Layout:
         """Holds these too. Who calls this has the lock."""
         self._holds.note(hold, digests)
 
+    def release(self, hold: Path) -> set[str]:
+        """Holds nothing there any more: what it was. Who calls this has the lock."""
+        return self._holds.release(hold)
+
     def held(self) -> set[str]:
         """The digests that somebody holds who lives."""
         return self._holds.held()
@@ -122,7 +126,7 @@ class Layout:
         return found
 
     def link(self, file: Path, digest: str) -> None:
-        """Makes a file a blob by one more name, if there is none; a file of the same disk, which has its content. When this returns, it has the name."""
+        """Makes a file that the same disk has a blob by one more name, unless there is that blob. When this returns, the disk has the name."""
         blob = self.blob(digest)
         blob.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -132,7 +136,7 @@ class Layout:
     def sync_blobs(self) -> None:
         """When this returns, the disk has the names of all blobs."""
         for path in filter(Path.exists, (self.path / BLOBS / part for part in (*HEX_DIGITS, ""))):
-            _sync_directory(path)
+            sync_directory(path)
 
     def remove(self, digests: Iterable[str]) -> tuple[str, ...]:
         """Removes blobs. Those that were there."""
@@ -167,7 +171,7 @@ class Layout:
             file.write(content)
             _sync(file)
             os.replace(file.name, self.path / name)
-        _sync_directory(self.path)
+        sync_directory(self.path)
 
     @contextmanager
     def _new_file(self) -> Iterator[BinaryIO]:
@@ -218,7 +222,7 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Until then, a power cut may take a new name away (fsync(2))."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 class Measured:
     """The digest and the size in bytes of what has come so far."""
 
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+    def __init__(self, algorithm: str = "sha256") -> None:
+        self.algorithm = algorithm
+        self._hash = hashlib.new(algorithm)
         self.size = 0
 
     def of(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -20,4 +21,4 @@ class Measured:
 
     @property
     def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
+        return f"{self.algorithm}:{self._hash.hexdigest()}"

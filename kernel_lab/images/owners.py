@@ -1,12 +1,15 @@
 """Whose a layer's files are: in its archive by the container's numbers, on the disk of an ordinary user all that user's own."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from kernel_lab.images.unpack import Owner
+from kernel_lab.kernel import procfs
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.namespaces.user import Map, User
+
+NOBODY = 65534  # /proc/sys/kernel/overflowuid and overflowgid, which nobody changes
 
 
 def on_disk() -> Owner | None:
@@ -25,6 +28,17 @@ def in_archive() -> Owner | None:
         user = User.subordinate()
     uid_of, gid_of = _inside(user.uids, "user"), _inside(user.gids, "group")
     return lambda uid, gid: (uid_of(uid), gid_of(gid))
+
+
+def of_process(pid: int) -> Owner:
+    """As the user namespace of a process has them; who has no number in it is shown there as the kernel's nobody."""
+    uid_of, gid_of = _shown(procfs.uid_map(pid)), _shown(procfs.gid_map(pid))
+    return lambda uid, gid: (uid_of(uid), gid_of(gid))
+
+
+def _shown(ranges: Iterable[procfs.IdRange]) -> Callable[[int], int]:
+    found = [(line.inside, line.outside, line.length) for line in ranges]
+    return lambda number: next((inside + number - first for inside, first, count in found if first <= number < first + count), NOBODY)
 
 
 def _inside(ranges: Map, what: str) -> Callable[[int], int]:

@@ -1,5 +1,6 @@
 """An image as a container's root: Mount(ImageRoot(image))."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ class ImageRoot(Overlay):
 
     def __init__(self, image: Image, upper: str | Path | None = None, *, snapshots_: Snapshots | None = None) -> None:
         self.image = image
-        self._snapshots = snapshots_ or snapshots.local()
+        self._snapshots = snapshots_ or snapshots.beside(image.store)
         super().__init__(*self._snapshots.directories(image), upper=upper)
 
     def __repr__(self) -> str:
@@ -30,11 +31,13 @@ class ImageRoot(Overlay):
         return f"ImageRoot({str(self.image)!r}{upper})"
 
     def check(self, plan: Plan) -> None:
-        """Raises UsageError as Overlay's, and for a user namespace in which somebody else is root."""
+        """Raises UsageError as Overlay's, and for a user namespace whose ids are not those of the layers."""
         super().check(plan)
         user = plan.part(User)
-        if user and user.is_another:
-            raise UsageError(f"{self.image}: its layers belong to you, and root inside would be somebody else outside; take User() or none")
+        # An ordinary user's layers are all his own; root's belong to whom the image says.
+        moved = user and (user.is_another if os.geteuid() else any(inside != outside for inside, outside, _ in (*user.uids, *user.gids)))
+        if moved:
+            raise UsageError(f"{self.image}: its layers would belong to other users in this user namespace; take User() or none")
 
     @contextmanager
     def prepare(self, start: Starting) -> Iterator[Writable]:

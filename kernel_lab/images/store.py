@@ -4,6 +4,7 @@ skopeo, umoci and podman open the folder as it is. Every blob is found by its ow
 says which of them are images, and what these are called. An image whose `tag` has returned is there and whole, whoever is killed.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -58,6 +59,12 @@ class Store:
         """The images of a name; none for what is a digest or an id."""
         return tuple(_called(self.images(), str(name)))
 
+    @property
+    def free(self) -> int:
+        """Bytes that its disk has left."""
+        disk = os.statvfs(self.path)
+        return disk.f_bavail * disk.f_frsize
+
     def index(self, descriptor: Descriptor) -> Index:
         """The index that a descriptor points to."""
         return _of_its_type(Index.read(self.read(descriptor), descriptor.digest), descriptor)
@@ -108,8 +115,10 @@ class Store:
     # What changes it.
 
     @contextmanager
-    def adding(self) -> Iterator["Addition"]:
+    def adding(self, tidy: bool = False) -> Iterator["Addition"]:
         """Until the block ends, nobody removes what is put or kept in it: blobs come before the image that needs them.
+
+        What no image needs then stays until the next `prune`, for whoever tries again; `tidy` removes it at once.
 
         with store.adding() as adding:
             config = adding.put(raw, OCI_CONFIG)
@@ -117,7 +126,11 @@ class Store:
             store.tag(manifest, "busybox")
         """
         with self._layout.hold() as hold:
-            yield Addition(self, hold)
+            try:
+                yield Addition(self, hold)
+            finally:
+                if tidy:
+                    self._release(hold)
 
     def tag(self, descriptor: Descriptor, name: str | Reference | None) -> Descriptor:
         """Makes a manifest or an index an image, or gives an image one more name; without a name it is found by its id.
@@ -195,6 +208,12 @@ class Store:
     def _kept(self, images: Iterable[Descriptor]) -> set[str]:
         """The digests that must stay: of what the images need, and of what somebody is adding."""
         return {descriptor.digest for descriptor in self.needs(*images)} | self._layout.held()
+
+    def _release(self, hold: Path) -> None:
+        with self._layout.locked():
+            held = self._layout.release(hold)
+            with suppress(UsageError):  # of a damaged image, which `prune` names: what it needs is not known, and all stays
+                self._layout.remove(held - self._kept(self._layout.index().manifests))
 
     def _all_there(self, image: Descriptor) -> list[str]:
         """The digests of all that an image needs. Raises UsageError when a blob of these is not there."""

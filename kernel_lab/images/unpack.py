@@ -23,12 +23,14 @@ from kernel_lab.images.archive import Archive, Entry
 from kernel_lab.images.beneath import Directories, open_inside, place
 from kernel_lab.images.compression import Compression, decompressed, recognised
 from kernel_lab.images.measured import Measured
+from kernel_lab.kernel.calls import syscall
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.flags import O
 from kernel_lab.unionfs.aufs_copy import list_attributes
-from kernel_lab.unionfs.merged import lookup
+from kernel_lab.unionfs.merged import lookup, names
 from kernel_lab.unionfs.whiteouts import AUFS_OPAQUE, AUFS_OWN, AUFS_WHITEOUT, TRUSTED, USER, Notation, is_directory
 
+SHA256 = "sha256"
 PATH_MAX = 4096  # linux/limits.h, with the zero byte
 IMPLIED_MODE = 0o755  # of a directory that an archive goes through and does not have
 OVERLAYS = (TRUSTED.prefix, USER.prefix)
@@ -48,8 +50,9 @@ class Rules:
     owner: from a file's uid and gid in the archive to those it gets; without it they are the same.
     skipped: is told in words what this user cannot make, or overlay would misunderstand, and that is left out. Without it, it is an error.
     most_entries: bounds the memory too: a directory, or any file of layers over one another, takes about 100 bytes until the end.
-    below: the directories of the layers that this one lies on, the topmost first, in the same notation: a directory that the archive goes through and
-        does not have stays as it is there. Overlay would show the upper one's owner and mode.
+    below: the directories of the layers that this one lies on, the topmost first, in the same notation. A directory that the archive goes through and
+        does not have is then as it is there, since overlay would show the upper one's owner and mode. And what an opaque directory hides is hidden
+        name by name: inside and outside of a user namespace overlay knows the same whiteouts, but each its own attribute for an opaque directory.
     """
 
     most: int
@@ -57,7 +60,7 @@ class Rules:
     owner: Owner | None = None
     skipped: Callable[[str], None] | None = None
     most_entries: int = 300_000
-    below: tuple[str, ...] = ()
+    below: tuple[str, ...] | None = None
 
 
 class Unpacked(NamedTuple):
@@ -76,7 +79,7 @@ def unpack_layer(chunks: Iterable[bytes], directory: Path, rules: Rules, *, dige
     kernel refuses.
     """
     with _whole(directory) as root:
-        unpacked = unpack(chunks, root, rules)
+        unpacked = unpack(chunks, root, rules, digest or SHA256, diff_id or SHA256)
         for what, found, wanted in (("digest", unpacked.digest, digest), ("DiffID", unpacked.diff_id, diff_id)):
             if wanted and found != wanted:
                 raise UsageError(f"a layer has the {what} {found}, and {wanted} was asked for: fetch it again, or distrust where it comes from")
@@ -89,12 +92,16 @@ def unpack_root(layers: Iterable[Iterable[bytes]], directory: Path, rules: Rules
         return [unpack(chunks, root, rules) for chunks in layers]
 
 
-def unpack(chunks: Iterable[bytes], root: int, rules: Rules) -> Unpacked:
-    """Unpacks a layer, compressed or not, into the directory whose descriptor is `root`. What it has made before an error stays there."""
+def unpack(chunks: Iterable[bytes], root: int, rules: Rules, digest: str = SHA256, diff_id: str = SHA256) -> Unpacked:
+    """Unpacks a layer, compressed or not, into the directory whose descriptor is `root`. What it has made before an error stays there.
+
+    It is hashed by the algorithms that `digest` and `diff_id` begin with.
+    """
     compression, chunks = recognised(chunks)
-    outer, inner = Measured(), Measured()
+    outer, inner = (Measured(wanted.partition(":")[0]) for wanted in (digest, diff_id))
     # Uncompressed, both are the same bytes: to hash them once is enough.
-    pieces = chunks if compression is Compression.NONE else outer.of(chunks)
+    same = compression is Compression.NONE and outer.algorithm == inner.algorithm
+    pieces = chunks if same else outer.of(chunks)
     with tempfile.TemporaryFile() as waiting, closing(Directories(root)) as directories:
         tree = _Tree(directories, rules, waiting)
         tree.begin()
@@ -103,7 +110,7 @@ def unpack(chunks: Iterable[bytes], root: int, rules: Rules) -> Unpacked:
             with _named(entry):
                 tree.add(entry, entries)
         tree.finish()
-    if compression is Compression.NONE:
+    if same:
         outer = inner
     return Unpacked(outer.digest, outer.size, inner.digest, inner.size)
 
@@ -120,6 +127,8 @@ def _whole(directory: Path) -> Iterator[int]:
         try:
             os.fchmod(root, IMPLIED_MODE)
             yield root
+            # Also after a power cut: a name may be on the disk before the content is.
+            syscall("syncfs", root)
         finally:
             os.close(root)
         half.rename(directory)
@@ -172,7 +181,7 @@ class _Tree:
         """Makes one entry."""
         self._count_one(entry)
         self._directories.renew()
-        parts = _parts(entry, entry.name)
+        parts = components(entry, entry.name)
         if any(part.startswith(_OWN) and part != _OPAQUE for part in parts):
             return  # what AUFS kept in a branch for itself
         if any(part.startswith(_WHITEOUT) for part in parts[:-1]):
@@ -253,7 +262,7 @@ class _Tree:
                 opaque = self._replace(parent, name)
                 os.mkdir(name, 0o700, dir_fd=parent)
         if opaque and self._rules.marks:
-            self._rules.marks.make_opaque(place(parent, name))
+            self._make_opaque(self._rules.marks, place(parent, name))
         self._wait(entry)
 
     def _wait(self, entry: Entry) -> None:
@@ -278,7 +287,7 @@ class _Tree:
             os.close(file)
 
     def _make_link(self, entry: Entry, parent: int, name: bytes) -> None:
-        parts = _parts(entry, entry.link)
+        parts = components(entry, entry.link)
         if not parts or any(part.startswith(_WHITEOUT) for part in parts):
             raise UsageError(f"{entry}: a hard link to {os.fsdecode(entry.link)!r}, which is no file's name in a layer")
         source = self._directories.opened(b"/".join(parts[:-1]))
@@ -317,10 +326,13 @@ class _Tree:
 
     def _replace(self, parent: int, name: bytes) -> bool:
         """Removes what has the name; tells whether it was a whiteout."""
-        marks = self._rules.marks
-        was = bool(marks and marks.hides(place(parent, b"."), os.fsdecode(name)))
+        was = self._is_hidden(parent, name)
         self._directories.remove(parent, name)
         return was
+
+    def _is_hidden(self, parent: int, name: bytes) -> bool:
+        """Whether this layer has a whiteout of the name."""
+        return bool(self._rules.marks and self._rules.marks.hides(place(parent, b"."), os.fsdecode(name)))
 
     def _dress(self, entry: Entry, file: int) -> None:
         """Owner first: a change of it takes setuid bits and capabilities away (chown(2))."""
@@ -359,7 +371,7 @@ class _Tree:
         parent, hidden = self._parent(parts[:-1]), parts[-1].removeprefix(_WHITEOUT)
         if parts[-1] == _OPAQUE:
             if self._rules.marks:
-                self._rules.marks.make_opaque(place(parent, b"."))
+                self._make_opaque(self._rules.marks, place(parent, b"."))
             else:
                 self._prune(parts[:-1])
         elif hidden in (b"", b".", b".."):
@@ -374,9 +386,33 @@ class _Tree:
         if marks.has(directory, name):
             # This layer has it: only what is below is hidden, which a file does by itself.
             if stat.S_ISDIR(os.lstat(hidden, dir_fd=parent).st_mode):
-                marks.make_opaque(place(parent, hidden))
-        elif not marks.hides(directory, name):
+                self._make_opaque(marks, place(parent, hidden))
+        elif not marks.hides(directory, name) and self._is_below(directory, name):
             marks.hide(directory, name)
+
+    def _is_below(self, directory: str, name: str) -> bool:
+        """Whether there is anything to hide, as far as it is known. A whiteout for nothing would be seen in a directory that nothing lies below."""
+        return self._rules.below is None or bool(self._shown(self._below(self._path(directory).parts), name))
+
+    def _make_opaque(self, marks: Notation, directory: str) -> None:
+        """Hides all that is below a directory, and not what this layer has in it."""
+        if self._rules.below is None:
+            marks.make_opaque(directory)
+            return
+        root = os.path.realpath(place(self._directories.root, b"."))
+        waiting = [self._path(directory)]
+        while waiting:
+            path = waiting.pop()
+            for name in sorted(names(self._below(path.parts), marks)):
+                if not os.path.lexists(f"{root}/{path}/{name}"):
+                    self._count_one(Entry(os.fsencode(path / name)))
+                    marks.hide(f"{root}/{path}", name)
+                elif is_directory(f"{root}/{path}/{name}"):
+                    waiting.append(path / name)
+
+    def _path(self, directory: str) -> Path:
+        """Where a directory really is beneath the root: a link of this layer may have led to it."""
+        return Path(os.path.relpath(os.path.realpath(directory), os.path.realpath(place(self._directories.root, b"."))))
 
     def _delete(self, parts: Sequence[bytes], parent: int) -> None:
         """Takes away what a lower layer has of it."""
@@ -407,7 +443,7 @@ class _Tree:
         try:
             return self._directories.opened(b"/".join(parts))
         except KernelError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
         for count in range(1, len(parts) + 1):
             self._imply(parts[:count])
@@ -417,21 +453,24 @@ class _Tree:
         try:
             self._directories.opened(b"/".join(parts))
         except KernelError as error:
+            above = self._directories.opened(b"/".join(parts[:-1]))
+            if self._is_hidden(above, parts[-1]):
+                implied = Entry(b"/".join(parts), archive.DIRECTORY, mode=IMPLIED_MODE)
+                self._count_one(implied)
+                self._make_directory(implied, above, parts[-1])
+                return
             if error.errno != errno.ENOENT:
                 raise
             implied = self._as_below(parts)
             self._count_one(implied)
             # A link that leads nowhere stays, and is an error: FileExistsError.
-            os.mkdir(parts[-1], 0o700, dir_fd=self._directories.opened(b"/".join(parts[:-1])))
+            os.mkdir(parts[-1], 0o700, dir_fd=above)
             self._wait(implied)
 
     def _as_below(self, parts: Sequence[bytes]) -> Entry:
         """A directory that the archive does not have, as it is in the layers below."""
         entry = Entry(b"/".join(parts), archive.DIRECTORY, mode=IMPLIED_MODE)
-        directories = self._rules.below
-        for part in parts:
-            shown = lookup(directories, os.fsdecode(part), self._rules.marks) if self._rules.marks else ()
-            directories = tuple(filter(is_directory, shown))
+        directories = self._below(map(os.fsdecode, parts))
         if not directories:
             return entry
         status = os.lstat(directories[0])
@@ -440,8 +479,18 @@ class _Tree:
         mode = stat.S_IMODE(status.st_mode)
         return entry._replace(mode=mode, uid=status.st_uid, gid=status.st_gid, mtime=status.st_mtime_ns, xattrs=xattrs)
 
+    def _below(self, parts: Iterable[str]) -> tuple[str, ...]:
+        """Those that a directory is merged from in the layers below, the topmost first."""
+        directories = self._rules.below or ()
+        for part in parts:
+            directories = tuple(filter(is_directory, self._shown(directories, part)))
+        return directories
 
-def _parts(entry: Entry, path: bytes) -> list[bytes]:
+    def _shown(self, directories: Sequence[str], name: str) -> tuple[str, ...]:
+        return lookup(directories, name, self._rules.marks) if self._rules.marks else ()
+
+
+def components(entry: Entry, path: bytes) -> list[bytes]:
     """The components of a path in an archive, which begins at the root with or without a slash."""
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if b".." in parts:

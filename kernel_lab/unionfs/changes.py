@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from kernel_lab.unionfs import layers
 from kernel_lab.unionfs.merged import lookup, names
-from kernel_lab.unionfs.whiteouts import TRUSTED, USER, Notation, is_directory
+from kernel_lab.unionfs.whiteouts import FOUND, TRUSTED, USER, Notation, is_directory
 
 ADDED, CHANGED, DELETED = "A", "C", "D"
 KINDS = {
@@ -60,13 +60,13 @@ def difference(new: Sequence[str | Path], old: Sequence[str | Path], notation: N
     """What the layers `new` show that `old` do not, and the other way round, each the topmost first.
 
     A directory counts as changed when a name in it is added or deleted, or it differs itself; what is inside a deleted one is not listed. The top
-    directory is not listed either. `notation`: of all these layers; without it, the one that overlay uses for this user.
+    directory is not listed either. `notation`: of all these layers; without it, overlay's.
     Raises UsageError when one of them is no directory.
     """
     for path in (*new, *old):
         layers.check_directory("layer", str(path))
     found: list[Change] = []
-    waiting = [_Pair("", tuple(map(str, new)), tuple(map(str, old)), notation or (USER if os.geteuid() else TRUSTED))]
+    waiting = [_Pair("", tuple(map(str, new)), tuple(map(str, old)), notation or FOUND)]
     while waiting:
         pair = waiting.pop()
         found += pair.changes()

@@ -62,9 +62,6 @@ class Overlay:
             layers.check_writable("the kit's directory", writable.home(), self.lower)
         else:
             layers.check_kept(self.upper, writable.beside(self.upper), self.lower)
-        if (size := len(os.fsencode(self._mount_options(plan)))) >= PAGE and not _one_by_one():
-            most = f"before Linux {'.'.join(map(str, ONE_BY_ONE))} all layers together have {PAGE - 1} bytes (mount(2)), and these have {size}"
-            raise UsageError(f"Overlay: {most}; take fewer, or shorter paths")
         owner = _owner(plan)
         if owner and os.geteuid() and owner != (os.geteuid(), os.getegid()):
             raise UsageError("Overlay: root inside must be you, so that it may write into your directories: take User() or User.subordinate()")
@@ -84,6 +81,9 @@ class Overlay:
             if _one_by_one():
                 start.fill(UPPER, os.fsencode(_told(made.upper) or "upper"))
                 start.fill(WORK, os.fsencode(_told(made.work) or "work"))
+            elif self._named_by_links(start.plan):
+                for number, layer in enumerate(self.lower):
+                    os.symlink(layer, f"{made.place}/{number}")
             yield made
 
     def _options(self, plan: Plan) -> Iterator[tuple[str, str]]:
@@ -116,8 +116,18 @@ class Overlay:
         yield call("mount", "overlay", PLACE, "overlay", 0, self._mount_options(plan), why="the layers as one, on top of its own directories")
 
     def _mount_options(self, plan: Plan) -> str:
-        lower = ":".join(re.sub(r"([\\:,])", r"\\\1", layer) for layer in self.lower)
-        return ",".join((f"lowerdir={lower}", "upperdir=upper", "workdir=work", *(option for option, _ in self._options(plan))))
+        lower = ":".join(map(str, range(len(self.lower)))) if self._named_by_links(plan) else self._paths()
+        return ",".join((f"lowerdir={lower}", *self._other_options(plan)))
+
+    def _paths(self) -> str:
+        return ":".join(re.sub(r"([\\:,])", r"\\\1", layer) for layer in self.lower)
+
+    def _other_options(self, plan: Plan) -> tuple[str, ...]:
+        return "upperdir=upper", "workdir=work", *(option for option, _ in self._options(plan))
+
+    def _named_by_links(self, plan: Plan) -> bool:
+        """Whether all paths together are more than mount(2) takes. Then each layer is found by a link in the working directory (so does docker)."""
+        return len(os.fsencode(",".join((f"lowerdir={self._paths()}", *self._other_options(plan))))) >= PAGE
 
 
 def _absolute(path: str | Path) -> str:

@@ -139,6 +139,14 @@ class OverlayNotation(Notation):
             raise
 
 
+class FoundNotation(OverlayNotation):
+    """Overlay's, to be read where it is not known which attributes a mount has used: where there are none, the user's."""
+
+    def _attribute(self, path: str, name: str) -> bytes | None:
+        trusted = super()._attribute(path, name)
+        return USER._attribute(path, name) if trusted is None else trusted
+
+
 class AufsNotation(Notation):
     """AUFS's, docker's and OCI's: `.wh.NAME` hides NAME, and `.wh..wh..opq` all (OCI image specification, layer.md)."""
 
@@ -187,6 +195,7 @@ class AufsNotation(Notation):
 
 TRUSTED = OverlayNotation("trusted.overlay.")  # root's
 USER = OverlayNotation("user.overlay.")  # of a mount with the option userxattr: in a user namespace, trusted attributes are out of reach
+FOUND = FoundNotation("trusted.overlay.")
 AUFS = AufsNotation()
 
 

@@ -142,14 +142,21 @@ def test_the_kernel_shows_what_the_model_says(top: Directory, middle: Directory,
     assert sorted(seen.splitlines()) == sorted(line(path, node) for path, node in shown(top, middle, base).items())
 
 
-def test_two_hundred_layers_and_the_topmost_wins(layer: Layer) -> None:
+@pytest.mark.parametrize("release", [None, "6.1.0"])
+def test_two_hundred_layers_and_the_topmost_wins(release: str | None, layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an old kernel their paths are more than a page."""
+    if release:
+        monkeypatch.setattr(overlay.platform, "release", lambda: release)
     layers = [layer(f"layer-{number}", {f"files/{number}": "", "files/all": f"{number}\n"}) for number in range(200)]
     shown = inside(box(*layers, busybox()), "ls /files | wc -l; cat /files/all")
     assert shown.split() == ["201", "0"]
 
 
 @pytest.mark.slow
-def test_as_many_layers_as_the_kernel_takes(layer: Layer) -> None:
+@pytest.mark.parametrize("release", [None, "6.1.0"])
+def test_as_many_layers_as_the_kernel_takes(release: str | None, layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    if release:
+        monkeypatch.setattr(overlay.platform, "release", lambda: release)
     layers = [layer(f"layer-{number}", {f"files/{number}": ""}) for number in range(499)]
     assert inside(box(*layers, busybox()), "ls /files | wc -l").strip() == "499"
 

@@ -1,6 +1,8 @@
 """Compressed layers: what they are, what comes out of them and how much, and what is damaged."""
 
+import bz2
 import gzip
+import lzma
 import random
 from collections.abc import Iterator
 
@@ -15,7 +17,13 @@ from kernel_lab.images.compression import Compression, decompressed, gzipped, re
 ZEROS = bytes(1 << 26)
 TEXT = random.Random(1).randbytes(50_000) + bytes(300_000)
 SKIPPABLE = bytes.fromhex("502a4d1804000000") + b"text"
-COMPRESSED = {Compression.NONE: TEXT, Compression.GZIP: gzip.compress(TEXT), Compression.ZSTD: zstd.compress(TEXT)}
+COMPRESSED = {
+    Compression.NONE: TEXT,
+    Compression.GZIP: gzip.compress(TEXT),
+    Compression.ZSTD: zstd.compress(TEXT),
+    Compression.XZ: lzma.compress(TEXT),
+    Compression.BZIP2: bz2.compress(TEXT),
+}
 
 
 def cut(content: bytes, size: int) -> Iterator[bytes]:
@@ -40,7 +48,7 @@ def test_less_than_four_bytes_are_not_compressed(content: bytes) -> None:
 
 
 @given(st.lists(st.binary(max_size=50), min_size=1, max_size=5), st.integers(1, 60))
-@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress, lzma.compress, bz2.compress])
 def test_members_and_frames_may_stand_behind_each_other(compress: object, parts: list[bytes], size: int) -> None:
     assert callable(compress)
     assert read(b"".join(map(compress, parts)), size=size) == b"".join(parts)
@@ -58,7 +66,8 @@ def test_as_much_as_is_allowed_comes_out(kind: Compression) -> None:
 
 
 @pytest.mark.parametrize(
-    "bomb", [gzip.compress(bytes(1 << 26)), zstd.compress(bytes(1 << 26)), gzip.compress(b"") * 1000 + gzip.compress(bytes(1 << 20))]
+    "bomb",
+    [*(compress(ZEROS) for compress in (gzip.compress, zstd.compress, bz2.compress)), gzip.compress(b"") * 1000 + gzip.compress(bytes(1 << 20))],
 )
 def test_of_a_bomb_no_more_comes_out_than_is_allowed(bomb: bytes) -> None:
     out = 0
@@ -68,25 +77,26 @@ def test_of_a_bomb_no_more_comes_out_than_is_allowed(bomb: bytes) -> None:
     assert out <= 100_000
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress, lzma.compress, bz2.compress])
 def test_what_is_cut_anywhere_is_truncated(compress: object) -> None:
     assert callable(compress)
     whole = compress(TEXT[:300])
-    for length in range(4, len(whole)):
+    for length in range(6, len(whole)):
         with pytest.raises(UsageError, match="truncated"):
             read(whole[:length])
 
 
-@pytest.mark.parametrize("kind", [Compression.GZIP, Compression.ZSTD])
+@pytest.mark.parametrize("kind", [kind for kind in Compression if kind is not Compression.NONE])
 @pytest.mark.parametrize("place", [4_000, -6, -1])
 def test_what_is_damaged_is_found(kind: Compression, place: int) -> None:
-    content = bytearray(COMPRESSED[kind] if kind is Compression.GZIP else zstd.compress(TEXT, options={zstd.CompressionParameter.checksum_flag: 1}))
+    with_checksum = zstd.compress(TEXT, options={zstd.CompressionParameter.checksum_flag: 1})
+    content = bytearray(with_checksum if kind is Compression.ZSTD else COMPRESSED[kind])
     content[place] ^= 0x55
     with pytest.raises(UsageError, match=f"compressed by {kind.value}"):
         read(bytes(content))
 
 
-@pytest.mark.parametrize("kind", [Compression.GZIP, Compression.ZSTD])
+@pytest.mark.parametrize("kind", [kind for kind in Compression if kind is not Compression.NONE])
 def test_what_stands_behind_it_must_be_compressed_too(kind: Compression) -> None:
     with pytest.raises(UsageError, match=f"compressed by {kind.value}"):
         read(COMPRESSED[kind] + b"something else")
@@ -96,6 +106,9 @@ def test_a_frame_that_would_take_much_memory_is_refused() -> None:
     compressor = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 27})
     with pytest.raises(UsageError, match="zstd cannot be read"):
         read(compressor.compress(TEXT) + compressor.flush())
+    with pytest.raises(UsageError, match="xz cannot be read"):
+        read(lzma.compress(TEXT, preset=9))
+    assert read(lzma.compress(TEXT, preset=8)) == TEXT
 
 
 @given(st.lists(st.binary(max_size=100), max_size=10), st.integers(1_000, 400_000))

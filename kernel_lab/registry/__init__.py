@@ -1,0 +1,1 @@
+"""Registries: the client that fetches and sends images, and a small server."""

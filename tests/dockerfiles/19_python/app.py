@@ -1,0 +1,4 @@
+import platform
+import sys
+
+print(sys.argv[1], platform.python_implementation())
