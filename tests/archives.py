@@ -115,5 +115,3 @@ def unpacked_by_umoci(store: Store, tag: str, bundle: Path) -> Seen | None:
         ["umoci", "unpack", *(["--rootless"] if os.geteuid() else []), "--image", f"{store.path}:{tag}", str(bundle)], capture_output=True, text=True
     )
     return seen(bundle / "rootfs") if ran.returncode == 0 else None
-
-

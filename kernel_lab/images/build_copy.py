@@ -40,7 +40,7 @@ class Source(NamedTuple):
     tree: Tree
     place: Place
     name: str
-    parents: tuple[Place, ...] = ()
+    parents: tuple[Place, ...] | None = None
     fetched: bool = False
 
 
@@ -64,7 +64,7 @@ class Copying:
         """Of names, modes, owners and contents, and not of times, in docker's form: what kind of source, and a digest."""
         hashed = hashlib.sha256()
         for source in self.sources:
-            kept = "/".join(place.name for place in source.parents)
+            kept = "/".join(place.name for place in source.parents or ())
             for parts, place in self._items(source):
                 said = (kept, "/".join(parts) if source.place.is_directory else source.name, self._entry(source, place)._replace(mtime=0, size=0))
                 hashed.update(repr(said).encode("utf-8", "surrogateescape") + _digest(place))
@@ -76,16 +76,16 @@ class Copying:
         growing = Growing(image)
         # As old as what is in them: so the same files make the same layer.
         new = New(max(source.place.status.st_mtime_ns for source in self.sources), self.owner or (0, 0))
-        links: Links = {}
         for source in self.sources:
             if self.unpacks and not source.fetched and is_archive(source.place):
                 yield from self._unpacked(source.place, growing, new)
             else:
-                yield from self._copied(source, growing, new, links, skipped)
+                yield from self._copied(source, growing, new, skipped)
         yield archive.END
 
-    def _copied(self, source: Source, growing: Growing, new: New, links: Links, skipped: Callable[[str], None]) -> Iterator[bytes]:
+    def _copied(self, source: Source, growing: Growing, new: New, skipped: Callable[[str], None]) -> Iterator[bytes]:
         top: Place | None = None
+        links: Links = {}
         for parts, place in self._items(source):
             if stat.S_ISSOCK(place.mode):
                 skipped(f"{place}: a socket, which no archive can have, is left out")
@@ -114,13 +114,15 @@ class Copying:
         return described(place, self.owner or source.tree.owner(place), self.mode)
 
     def _top(self, source: Source, growing: Growing, new: New) -> Generator[bytes, None, Place]:
-        """The directory whose contents are a source's: if it is missing, as the source is."""
+        """The directory that a source's contents go to: that one is not copied itself, unless it is kept with its parents."""
         path = yield from self._kept(source, growing, new)
-        return (yield from self._like(source, source.place, growing, f"{path}/{source.name}" if source.parents else path, new))
+        if source.parents is None:
+            return (yield from growing.directory(path, new))
+        return (yield from self._like(source, source.place, growing, f"{path}/{source.name}", new))
 
     def _kept(self, source: Source, growing: Growing, new: New) -> Generator[bytes, None, str]:
         path = self.destination
-        for place in source.parents:
+        for place in source.parents or ():
             path = f"{path}/{place.name}"
             yield from self._like(source, place, growing, path, new)
         return path
@@ -137,7 +139,7 @@ class Copying:
         """The directory and the name that a file gets."""
         path = yield from self._kept(source, growing, new)
         there = growing.find(path)
-        if path.endswith("/") or source.parents or there.is_directory:
+        if path.endswith("/") or source.parents is not None or there.is_directory:
             return (yield from growing.directory(path, new)), source.name
         return (yield from growing.directory("/".join(there.parts[:-1]), new)), there.name
 
@@ -225,7 +227,8 @@ def _sources(tree: Tree, word: str, parents: bool) -> Iterator[Source]:
         if not real.mode:
             raise UsageError(f"{place}: a link to {place.link}, and there is nothing there, which is looked for inside the context")
         above = (tree.find("/".join(place.parts[:count])) for count in range(kept + 1, len(place.parts)))
-        yield Source(tree, real, place.name or real.name, tuple(above) if parents else ())
+        # What begins at the pivot itself has no directory to keep, nor has the whole context.
+        yield Source(tree, real, place.name or real.name, tuple(above) if parents and len(place.parts) > kept else None)
 
 
 def _matching(tree: Tree, word: str) -> Iterator[Place]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from kernel_lab import records
 from kernel_lab.cgroups.limits import Words
 from kernel_lab.cgroups.part import Cgroup
-from kernel_lab.command import identity
+from kernel_lab.command import PATH, identity
 from kernel_lab.images import archive, build_cache, build_copy, build_fetch, build_mounts, build_run, build_settings, dockerignore, platforms, scope
 from kernel_lab.images.build_copy import Copying, Source
 from kernel_lab.images.build_layer import Growing, New
@@ -103,8 +103,8 @@ class Building:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The image's variables."""
-        return build_settings.environment(self.settings)
+        """The image's variables, with the PATH that it gets if it has none."""
+        return {"PATH": PATH} | build_settings.environment(self.settings)
 
     @property
     def settings(self) -> Settings:
@@ -141,11 +141,13 @@ class Building:
 
     def _draft(self) -> Draft:
         draft = Draft.on(self.image) if self.image else Draft.scratch(self.platform)
-        # What it has for those who build upon it, has been done.
-        return draft.with_settings({"OnBuild": None}) if self._is_base else draft
+        return draft.with_settings({"OnBuild": None, **self._settings()})
 
     def _settings(self) -> Settings:
-        return {name: value for name, value in self.settings.items() if not (name == "OnBuild" and self._is_base)}
+        """As they are for those who build upon the image: docker gives each a PATH, and what ONBUILD says is not for their own."""
+        if not self._is_base:
+            return self.settings
+        return {**self.settings, "Env": [f"{name}={value}" for name, value in self.environment.items()], "OnBuild": None}
 
     def _change(self, instruction: Instruction) -> bool:
         changed = build_settings.changed(instruction, self._settings(), self._has_cmd)

@@ -17,12 +17,14 @@ from kernel_lab.images.compression import decompressed, recognised
 from kernel_lab.images.descriptor import Descriptor
 from kernel_lab.images.layout import BLOBS
 from kernel_lab.images.reference import wrong_digest
-from kernel_lab.images.store import CHUNK, LARGEST_DOCUMENT, Addition
+from kernel_lab.images.store import CHUNK, Addition
 from kernel_lab.kernel.errors import UsageError
 
-# Both bound the memory: with them, the names take 40 MB at most. docker needs four names for a layer.
-MOST_FILES = 50_000
-LONGEST_NAME = 512
+# These bound the memory, since all names are kept, and JSON takes thirty times its size: each makes 25 MB of it at most. docker needs four names for
+# a layer, and 80 bytes of its document.
+MOST_FILES = 30_000
+LONGEST_NAME = 255
+LARGEST_DOCUMENT = 1 << 20
 MOST_LINKS = 40  # one behind another, as the kernel has it (path_resolution(7))
 
 

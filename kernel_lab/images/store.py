@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from kernel_lab import state
 from kernel_lab.images.descriptor import CONTAINERD_NAME, INDEXES, MANIFESTS, NAME, Config, Descriptor, Index, Manifest, digest_of
 from kernel_lab.images.layout import Layout
-from kernel_lab.images.reference import HEX_DIGITS, OFFICIAL, Reference, wrong_digest
+from kernel_lab.images.reference import HEX_DIGITS, OFFICIAL, Reference, familiar, wrong_digest
 from kernel_lab.kernel.errors import UsageError
 
 CHUNK = 1 << 20
@@ -242,7 +242,7 @@ class Store:
     def _found(self, images: Iterable[Descriptor], text: str) -> Descriptor:
         found = next(iter(_called(images, text)), None) or self._of_digest(images, text)
         if not found:
-            names = ", ".join(sorted(filter(None, map(name_of, images)))) or "none that has a name"
+            names = ", ".join(sorted(familiar(name) for name in map(name_of, images) if name)) or "none that has a name"
             raise UsageError(f"{text!r}: there is no image of this name or id; the images here: {names}")
         return found
 

@@ -259,5 +259,3 @@ def test_a_container_that_is_removed_by_its_user_leaves_the_image(busybox: Image
     snapshots.beside(image.store).prune(image.store)
     assert inside(image, "cat /kept") == "kept\n"
     assert IS_ROOT or seen(upper)["kept"][1] == 0
-
-

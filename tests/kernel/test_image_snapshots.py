@@ -120,7 +120,25 @@ def test_the_tree_that_umoci_makes_of_the_same_image(store: Store, unpacked: Sna
         tree["bin/sh"][5] = 0
     assert ours == theirs
     assert sorted(ours) == sorted(
-        ". etc etc/passwd var var/mail var/mail/me var/mail/you var/mail/new tmp bin bin/su bin/sh whole whole/b file file/inside directory".split()
+        [
+            ".",
+            "etc",
+            "etc/passwd",
+            "var",
+            "var/mail",
+            "var/mail/me",
+            "var/mail/you",
+            "var/mail/new",
+            "tmp",
+            "bin",
+            "bin/su",
+            "bin/sh",
+            "whole",
+            "whole/b",
+            "file",
+            "file/inside",
+            "directory",
+        ]
     )
     # Of the directories that the upper archive only goes through nothing is changed.
     assert ours["var/mail"][0] == oct(stat.S_IFDIR | 0o2775) and ours["var"][0] == oct(stat.S_IFDIR | 0o711)
@@ -135,7 +153,9 @@ def archived(tree: Directory, place: Path, bare: bool) -> bytes:
     archive = Archive([whole])
     entries = [(entry, b"".join(archive.data(entry.size))) for entry in archive]
     real = [entry.name for entry, _ in entries if b".wh." not in entry.name]
-    needed = [pair for pair in entries if pair[0].kind != DIRECTORY or not any(name.startswith(pair[0].name) for name in real if name != pair[0].name)]
+    needed = [
+        pair for pair in entries if pair[0].kind != DIRECTORY or not any(name.startswith(pair[0].name) for name in real if name != pair[0].name)
+    ]
     return layer(*(encode(entry) + content + bytes(-len(content) % 512) for entry, content in needed))
 
 

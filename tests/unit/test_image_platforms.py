@@ -38,7 +38,9 @@ def test_what_a_word_means(text: str, means: str) -> None:
     assert parse(words(parse(text))) in (parse(text), Platform("arm64", "linux"))
 
 
-@pytest.mark.parametrize("text", ["", "/", "linux", "linux/", "/amd64", "linux/amd64/v3/x", "linux amd64", "vax", "arm/v7/x", "linux/amd64\n", "lïnux/amd64"])
+@pytest.mark.parametrize(
+    "text", ["", "/", "linux", "linux/", "/amd64", "linux/amd64/v3/x", "linux amd64", "vax", "arm/v7/x", "linux/amd64\n", "lïnux/amd64"]
+)
 def test_what_is_no_platform(text: str) -> None:
     with pytest.raises(UsageError, match="platform"):
         parse(text)

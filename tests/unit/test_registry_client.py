@@ -532,7 +532,8 @@ def stalled(double: Double, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
     double.faults.append(fault)
     with subprocess.Popen(klab_pull(double), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert soon(lambda: sum(path.stat().st_size for path in (tmp_path / "data/images/.partial").glob("*")))
+        part = tmp_path / "data/images" / partial.FOLDER / digest_of(LARGE).replace(":", "-")
+        assert soon(lambda: part.exists() and part.stat().st_size == 1000)
         yield process
     double.faults.clear()
 
