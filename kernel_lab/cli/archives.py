@@ -39,13 +39,14 @@ def save(output: Path | None, names: tuple[str, ...]) -> None:
 @click.option("--quiet", "-q", is_flag=True, help="No word of what has come.")
 def load(source: Path | None, quiet: bool) -> None:
     """Read images from an archive: of docker's in every age, or of OCI's."""
+    kept = store.local()
     with _chunks(source) as chunks:
-        found = loaded(store.local(), chunks)
+        found = loaded(kept, chunks)
     for one in found if not quiet else ():
         for name in one.names:
             click.echo(f"Loaded image: {familiar(name)}")
         if not one.names:
-            click.echo(f"Loaded image ID: {one.image.digest}")
+            click.echo(f"Loaded image ID: {Image.find(kept, one.image.digest).id}")
 
 
 @click.command(name="import")

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from kernel_lab.images.image import Image
 
 F = TypeVar("F", bound=Callable[..., Any])
+ALWAYS, MISSING, NEVER = "always", "missing", "never"
 WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -58,6 +60,7 @@ CONTAINER = _options(
     click.option("--tmpfs", multiple=True, help="A place for an empty file system in memory, with options if you like: /cache:size=64m."),
     click.option("--layers", is_flag=True, help="What it writes goes into a layer of its own, on top of ROOT, and ends with it."),
     click.option("--read-only", is_flag=True, help="Nothing in the root can be written."),
+    click.option("--pull", type=click.Choice([ALWAYS, MISSING, NEVER]), default=MISSING, help="When an image is fetched from its registry."),
     click.option("--entrypoint", help="In place of the image's own, without its words; an empty one for none."),
     click.option("--init", is_flag=True, help="Process 1 is a reaper; the command is process 2."),
     click.option("--userns", type=click.Choice(["host", "self", "subordinate"]), help="Whose ids: the host's, yourself alone, or /etc/subuid's."),
@@ -101,7 +104,7 @@ def run(name: str | None, detach: bool, rm: bool, root: str, words: tuple[str, .
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def program(root: str, words: tuple[str, ...], interactive: bool, tty: bool, **settings: Any) -> None:
     """Print the table of system calls that `klab run` would execute, and execute none of them."""
-    if root == "debian" and not _image(root) and not rootfs.debian_is_made():
+    if root == "debian" and not _image(root, NEVER) and not rootfs.debian_is_made():
         raise UsageError("debian: its root has not been made yet, and its files decide about some of the rows: klab run debian true makes it")
     container, command = _asked(root, None, words, tty, settings)
     click.echo(str(container.table(command).program))
@@ -130,7 +133,7 @@ COMMANDS = (run, program, exec)
 
 def _asked(root: str, name: str | None, words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> tuple[Container, Command]:
     """The container and the command of a command line."""
-    image = _image(root)
+    image = _image(root, settings["pull"])
     if image is None:
         if settings["entrypoint"] is not None:
             raise UsageError(f"--entrypoint {settings['entrypoint']}: a directory has no entrypoint, as an image has; write the command alone")
@@ -147,22 +150,38 @@ def _asked(root: str, name: str | None, words: tuple[str, ...], terminal: bool, 
     return container, _settled(container.plan.roots, runs.argv, terminal, settings)
 
 
-def _image(root: str) -> "Image | None":
-    """The image of this name, if that is what is meant: no path, and there is one."""
+def _image(root: str, pull: str) -> "Image | None":
+    """The image of this name, if that is what is meant: no path, and it is here or in its registry."""
     if root == "host" or root.startswith(("/", ".")):
         return None
     # What they bring along takes longer to be loaded than a container to be started.
     from kernel_lab.images import store
     from kernel_lab.images.image import Image
+    from kernel_lab.images.reference import Reference
 
-    if not (state.data_path() / "images").is_dir():
+    own = root in ("busybox", "debian") or os.path.isdir(root)
+    if own and not (state.data_path() / "images").is_dir():
         return None
     try:
-        return Image.find(store.local(), root)
+        if pull != ALWAYS:
+            return Image.find(store.local(), root)
     except UsageError:
-        if root in ("busybox", "debian") or os.path.isdir(root):
+        if own:
             return None
-        raise
+        if pull == NEVER:
+            raise
+        click.echo(f"Unable to find image {Reference.parse(root).familiar!r} locally", err=True)
+    return _pulled(root)
+
+
+def _pulled(name: str) -> "Image":
+    from kernel_lab.images import store
+    from kernel_lab.images.image import Image
+    from kernel_lab.registry.progress import automatic
+    from kernel_lab.registry.pull import pull
+
+    kept = store.local()
+    return Image(kept, pull(name, kept, progress=automatic(partial(click.echo, err=True))).image)
 
 
 def _container(root: Path | Root | None, name: str | None, settings: dict[str, Any]) -> Container:

@@ -1,55 +1,86 @@
-"""Images as a lab shows them: digests as letters, documents as they stand, and pictures of the layers, drawn from the store."""
+"""Images as a lab shows them: digests as letters, documents as they stand, builds step by step, and pictures of the layers, drawn from the store."""
 
+import gzip
 import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import BytesIO, StringIO
 from itertools import count
 from typing import Any
 
+from tabulate import tabulate
+
+from kernel_lab.capture import Result
+from kernel_lab.container import Container
 from kernel_lab.course.pictures import Box, Link, Picture, rows
 from kernel_lab.course.session import fails
-from kernel_lab.images.image import Image, images
+from kernel_lab.images.build import Build
+from kernel_lab.images.execution import execution
+from kernel_lab.images.image import Image, Layer, images
 from kernel_lab.images.reference import familiar
+from kernel_lab.images.root import ImageRoot
 from kernel_lab.images.store import Store
+from kernel_lab.kernel.errors import UsageError
+from kernel_lab.namespaces.mnt import Mount
+from kernel_lab.namespaces.net import Net
+from kernel_lab.namespaces.pid import PID
+from kernel_lab.namespaces.user import User
+from kernel_lab.namespaces.uts import UTS
 
-_HEX = re.compile(r"(?:[a-f0-9]{64}){1,2}")
+SHORT = 12  # digits of an id, as docker shows them
+_HEX = re.compile(rf"(?:[a-f0-9]{{64}}){{1,2}}|\b[a-f0-9]{{{SHORT}}}\b")
+_UPLOAD = re.compile(r"(?<=/blobs/uploads/)[a-f0-9]{32}")
 VARYING = ("size", "created")  # what another version of a package has different
+MOST_SHOWN = 40  # characters of a line of history, in a picture
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Digests:
     """The same letter for the same digest, in the order in which they are met: `print(d(text))`, and `d.show(document)` for JSON.
 
-    Digests are other ones on every machine, as programs have other versions; which of them are the same is not.
+    Digests are other ones on every machine, as programs have other versions; which of them are the same is not. So are the addresses of
+    registries, for which `names` has other words, and the names of uploads, which are left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[str, str] | None = None) -> None:
         self._letters: dict[str, str] = {}
+        self._names = dict(names or {})
 
     def __call__(self, text: object) -> str:
-        return _HEX.sub(lambda found: f"[{self._letter(found[0])}]", str(text))
+        said = _UPLOAD.sub("…", _HEX.sub(lambda found: f"[{self._letter(found[0])}]", str(text)))
+        for address, name in self._names.items():
+            said = said.replace(address, name)
+        return said
 
     def show(self, document: bytes | dict[str, Any]) -> None:
         """Prints JSON, with … for sizes and times."""
         known = document if isinstance(document, dict) else json.loads(document)
         print(self(json.dumps(_without(known), indent=2, ensure_ascii=False)))
 
+    def steps(self, made: Build) -> None:
+        """Prints what has become of each instruction; sizes and seconds are other ones each time."""
+        rows = [
+            (number, step.instruction, "hit" if step.cached else "", "" if step.layer is None else "a layer", self(step.image.short_id if step.image else ""))
+            for number, step in enumerate(made.steps, 1)
+        ]
+        print(tabulate(rows, ["step", "instruction", "cache", "makes", "image"]))
+
     @contextmanager
-    def fails(self) -> Iterator[None]:
+    def fails(self, *errors: type[Exception]) -> Iterator[None]:
         """As `session.fails`, with letters, and without the directory that the lab works in."""
         said = StringIO()
         try:
-            with redirect_stdout(said), fails():
+            with redirect_stdout(said), fails(*errors):
                 yield
         finally:
             print(self(said.getvalue()).replace(f"{os.getcwd()}/", ""), end="")
 
     def _letter(self, digest: str) -> str:
-        return self._letters.setdefault(digest, _name(len(self._letters)))
+        # An image's id is the beginning of a digest.
+        return self._letters.setdefault(digest[:SHORT], _name(len(self._letters)))
 
 
 def archive(*members: tuple[str, bytes, str]) -> list[bytes]:
@@ -66,6 +97,36 @@ def archive(*members: tuple[str, bytes, str]) -> list[bytes]:
 def mine(uid: int, gid: int) -> tuple[int, int]:
     """The owner of a layer's file on the disk: an ordinary user can give files to nobody else."""
     return (uid, gid) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+
+
+def run(image: Image, *words: str) -> Result:
+    """What `docker run --rm --network none` leaves: the image's own command, or these words, as the image's user.
+
+    An ordinary user's container has all ids that he was granted.
+    """
+    runs = execution(image, words)
+    parts = (UTS("box"), PID(), Mount(ImageRoot(image), directories=[runs.cwd] if runs.cwd else ()), Net())
+    return Container(*parts, *_granted()).run(*runs.argv, env=runs.env, cwd=runs.cwd, user=runs.user)
+
+
+def _granted() -> tuple[User, ...]:
+    if os.geteuid() == 0:
+        return ()
+    try:
+        return (User.subordinate(),)
+    except UsageError:
+        return (User(),)
+
+
+def traces(image: Image, text: str) -> list[str]:
+    """Where in an image a text stands for everybody who has the image: in which of its layers, the lowest is 1, and whether in its configuration."""
+    found = [f"layer {number}" for number, layer in enumerate(image.layers, 1) if text.encode() in _archive(image, layer)]
+    return found + (["history"] if text in image.config.raw.decode() else [])
+
+
+def _archive(image: Image, layer: Layer) -> bytes:
+    with image.store.open(layer.blob) as file:
+        return gzip.decompress(file.read())
 
 
 def _name(number: int) -> str:
@@ -106,7 +167,12 @@ def _lines(image: Image) -> Iterator[tuple[str, str]]:
     """The ChainID of each layer, the lowest first, and what has made it."""
     for step in image.history:
         if step.layer:
-            yield step.layer.chain_id, str(step.line.get("created_by", ""))[:40]
+            yield step.layer.chain_id, _shortly(str(step.line.get("created_by", "")))
+
+
+def _shortly(created_by: str) -> str:
+    """A line of history without what all of them have, and without digests."""
+    return re.sub(r":[a-f0-9]{64}", "", re.sub(r"^/bin/sh -c (#\(nop\) )?", "", created_by))[:MOST_SHOWN]
 
 
 def _titles(chosen: Iterable[Image]) -> dict[str, str]:

@@ -25,5 +25,7 @@ def placed(instruction: Instruction) -> Iterator[None]:
         if str(error).startswith(here):
             raise
         raise instruction.wrong(str(error)) from error
+    except BuildError as error:
+        raise error if str(error).startswith(here) else BuildError(f"{here}{instruction.keyword}: {error}", error.code) from error
     except (KernelError, OSError) as error:
         raise BuildError(f"{here}{instruction.keyword}: {error}") from error

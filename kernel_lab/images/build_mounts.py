@@ -25,6 +25,7 @@ from kernel_lab.images.unpack import Rules, unpack
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.flags import O
 from kernel_lab.namespaces.mnt import Bind
+from kernel_lab.namespaces.net import Net
 from kernel_lab.unionfs.writable import Writable
 
 TARGET = ("target", "dst", "destination")
@@ -36,6 +37,8 @@ FIELDS = {
     "secret": {"id", "target", "required", "mode", "uid", "gid"},
 }
 SECRETS = "/run/secrets"
+RESOLVER = "/etc/resolv.conf"
+SYSTEMDS = "/run/systemd/resolve/resolv.conf"  # of systemd's resolver, whom nobody reaches at 127.0.0.53 in another network
 Fields = Mapping[str, str]
 Folder = Callable[[], Path]
 
@@ -57,6 +60,12 @@ class Mounts:
     tmpfs: list[str] = field(default_factory=list)
     key: str = ""
 
+    def add_resolver(self, image: Tree, whose: str) -> None:
+        """What turns names into addresses: this machine's own, as docker gives it to every container."""
+        if os.path.exists(whose):
+            # A link in the image may lead anywhere, and nothing is mounted on a link.
+            self.binds.append(Bind(whose, str(image.find(RESOLVER)), readonly=True))
+
     def take_away(self, made: Writable) -> None:
         """Removes the empty files and directories that the container was mounted on, unless the image has them."""
         root = os.open(made.upper, os.O_RDONLY | os.O_DIRECTORY)
@@ -65,6 +74,13 @@ class Mounts:
                 _take_away(root, Tree(made.lower), target)
         finally:
             os.close(root)
+
+
+def resolver(network: Net | None) -> str | None:
+    """The file that names this machine's name servers, for who is in a network."""
+    if network is None:
+        return RESOLVER
+    return (SYSTEMDS if os.path.exists(SYSTEMDS) else RESOLVER) if network.network else None
 
 
 def read(text: str) -> dict[str, str]:

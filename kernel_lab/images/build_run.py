@@ -4,10 +4,12 @@ import codecs
 import os
 import select
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernel_lab.cgroups.limits import Words
+from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.command import Command
 from kernel_lab.container import Container
 from kernel_lab.images.build_errors import BuildError
@@ -20,6 +22,7 @@ from kernel_lab.images.store import Addition
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.namespaces.ipc import IPC
 from kernel_lab.namespaces.mnt import Mount
+from kernel_lab.namespaces.net import Net
 from kernel_lab.namespaces.part import Part
 from kernel_lab.namespaces.pid import PID
 from kernel_lab.namespaces.user import User
@@ -33,13 +36,14 @@ HOSTNAME = "build"  # the same every time, for commands that write it down
 
 @dataclass(frozen=True)
 class Task:
-    """A command, and what its container is given besides the image. parts: those of a network and a group."""
+    """A command, and what its container is given besides the image. network: None is the host's."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: str
     user: str | None
-    parts: Sequence[Part]
+    network: Net | None
+    limits: Words
     mounts: Mounts
 
 
@@ -50,7 +54,10 @@ def run(task: Task, image: Image, adding: Addition, identifier: str, write: Call
     """
     root = ImageRoot(image)
     mount = Mount(root, binds=task.mounts.binds, tmpfs=task.mounts.tmpfs, directories=[task.cwd] if task.cwd != "/" else ())
-    container = Container(UTS(HOSTNAME), mount, IPC(), PID(), *task.parts, *_users())
+    parts: list[Part] = [UTS(HOSTNAME), mount, IPC(), PID(), *_users()]
+    parts += [task.network] if task.network else []
+    parts += [Cgroup(**task.limits)] if task.limits else []
+    container = Container(*parts)
     # One word is a program here, and no line to be split.
     argv = task.argv if len(task.argv) > 1 else (shlex.quote(task.argv[0]),)
     command = container.command(argv, task.env, task.cwd, task.user)

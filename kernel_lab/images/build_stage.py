@@ -10,7 +10,6 @@ from pathlib import Path
 
 from kernel_lab import records
 from kernel_lab.cgroups.limits import Words
-from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.command import PATH, identity
 from kernel_lab.images import archive, build_cache, build_copy, build_fetch, build_mounts, build_run, build_settings, dockerignore, platforms, scope
 from kernel_lab.images.build_copy import Copying, Source
@@ -30,7 +29,6 @@ from kernel_lab.images.store import Addition
 from kernel_lab.images.tree import ImageTree, Tree
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.namespaces.net import Net
-from kernel_lab.namespaces.part import Part
 
 INLINE_MODE = 0o644
 TRIES = 3
@@ -242,7 +240,8 @@ class Building:
                 {**scope.proxies(self.scope.given), **arguments, **variables},
                 cwd,
                 str(settings.get("User") or "") or None,
-                self._parts(run.network),
+                self._network(run.network),
+                self._work.limits,
                 mounts,
             )
             return self._made(words, lambda: self._with(self._draft(), self._carried_out(task), words), mounts.key)
@@ -250,18 +249,19 @@ class Building:
     def _carried_out(self, task: Task) -> PutLayer | None:
         if self.image is None:
             raise UsageError("there is nothing in scratch that could run; COPY a program into it first")
-        self._work.tree(self.image)  # so that its layers stay
+        tree = self._work.tree(self.image)  # and its layers stay
+        if whose := build_mounts.resolver(task.network):
+            task.mounts.add_resolver(tree, whose)
         output, identifier = self._work.output, records.new_id()
         output.arrow(f"Running in {identifier}")
         layer = build_run.run(task, self.image, self._work.adding, identifier, output.text)
         output.line(f"Removing intermediate container {identifier}")
         return layer
 
-    def _parts(self, network: str | None) -> list[Part]:
-        if network not in (None, "default", "none", "host"):
-            raise UsageError(f"--network={network}: there is none, host, and default: what the whole build was given")
-        net = Net() if network == "none" else None if network == "host" else self._work.network
-        return [*([net] if net else []), *([Cgroup(**self._work.limits)] if self._work.limits else [])]
+    def _network(self, word: str | None) -> Net | None:
+        if word not in (None, "default", "none", "host"):
+            raise UsageError(f"--network={word}: there is none, host, and default: what the whole build was given")
+        return Net() if word == "none" else None if word == "host" else self._work.network
 
 
 def _now() -> int:

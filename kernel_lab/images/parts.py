@@ -20,11 +20,11 @@ from kernel_lab.images.reference import wrong_digest
 from kernel_lab.images.store import CHUNK, Addition
 from kernel_lab.kernel.errors import UsageError
 
-# These bound the memory, since all names are kept, and JSON takes thirty times its size: each makes 25 MB of it at most. docker needs four names for
-# a layer, and 80 bytes of its document.
+# These bound the memory, since all names are kept, and JSON takes thirty times its size: 15 MB each at most. docker needs four names for a layer, and
+# 80 bytes of its document.
 MOST_FILES = 30_000
 LONGEST_NAME = 255
-LARGEST_DOCUMENT = 1 << 20
+LARGEST_DOCUMENT = 1 << 19
 MOST_LINKS = 40  # one behind another, as the kernel has it (path_resolution(7))
 
 

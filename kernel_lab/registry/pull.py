@@ -12,11 +12,12 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from kernel_lab.images import platforms
 from kernel_lab.images.descriptor import INDEXES, MANIFESTS, Config, Descriptor, Index, Manifest, Platform
 from kernel_lab.images.reference import Reference
 from kernel_lab.images.store import LARGEST_DOCUMENT, Addition, Store, local
 from kernel_lab.kernel.errors import UsageError
-from kernel_lab.registry import partial, platforms
+from kernel_lab.registry import partial
 from kernel_lab.registry.client import PIECE, Client
 from kernel_lab.registry.documents import check_image, elsewhere, typed
 from kernel_lab.registry.endpoints import Endpoints
@@ -157,8 +158,8 @@ class _Transfer:
             manifests = Index.read(raw, what).manifests
             child = platforms.choose(manifests, asked or platforms.here())
             if child is None:
-                there = ", ".join(dict.fromkeys(platforms.shown(other.platform) for other in manifests if other.platform)) or "none that says its own"
-                raise UsageError(f"{what}: has no image for {platforms.shown(asked or platforms.here())}; the platforms that it has: {there}")
+                there = ", ".join(dict.fromkeys(_words(other.platform) for other in manifests if other.platform)) or "none that says its own"
+                raise UsageError(f"{what}: has no image for {_words(asked or platforms.here())}; the platforms that it has: {there}")
             found, raw = child, self._child(child)
         raise UsageError(f"{what}: indexes of indexes, more than {DEEPEST} deep, are not followed")
 
@@ -201,8 +202,8 @@ class _Transfer:
         if of_index or platforms.fits(own, asked):
             return
         if self._pull.platform or own.os != asked.os:
-            raise UsageError(f"{what}: is for {platforms.shown(own)} alone, and {platforms.shown(asked)} was asked for")
-        self._pull.progress.say(f"WARNING: {what} is for {platforms.shown(own)}, and this machine is {platforms.shown(asked)}")
+            raise UsageError(f"{what}: is for {_words(own)} alone, and {_words(asked)} was asked for")
+        self._pull.progress.say(f"WARNING: {what} is for {_words(own)}, and this machine is {_words(asked)}")
 
     def _config(self, manifest: Manifest) -> Config:
         """The configuration, which is small, and needed to know whether the layers are."""
@@ -306,6 +307,10 @@ class _Transfer:
             part.append(piece)
             progress.moved(blob, len(piece))
             yield piece
+
+
+def _words(platform: Platform) -> str:
+    return one_line(platforms.words(platform))
 
 
 class _Wrong(RegistryError):

@@ -7,20 +7,14 @@ from both, DIFFERENCES says so.
 import hashlib
 import json
 import os
-import shutil
 import stat
 import subprocess
-import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kernel_lab.images import base
-from kernel_lab.images.build import build
-from kernel_lab.images.image import Image
 from kernel_lab.images.store import Store
 
 DOCKERFILES = Path(__file__).parents[1] / "dockerfiles"

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from waiting import soon
 
+from kernel_lab.registry.server import Registry
+
 KLAB = [sys.executable, "-m", "kernel_lab.cli"]
 
 
@@ -164,6 +166,21 @@ def test_a_hostile_archive_changes_nothing(klab: Shell, tmp_path: Path) -> None:
     for words in (["import", str(tmp_path / "evil.tar"), "evil"], ["load", "-i", str(tmp_path / "evil.tar")]):
         assert klab(*words, code=125).count("\n") == 1
     assert names(klab) == ["busybox latest"] and not (tmp_path / "evil").exists()
+
+
+@pytest.mark.slow
+def test_an_image_that_is_not_here_is_fetched_from_its_registry(klab: Shell, tmp_path: Path) -> None:
+    with Registry(tmp_path / "registry") as registry:
+        name = f"{registry.address}/team/app"
+        assert f"{name}:latest" in klab("run", "--pull", "never", f"{name}:latest", "true", code=125)
+        klab("tag", "busybox", name)
+        klab("push", name)
+        klab("rmi", "-f", name, "busybox")
+        assert klab("run", name, "echo", "fetched") == "fetched\n"
+        asked = len(registry.requests)
+        assert klab("run", name, "echo", "once") == "once\n" and len(registry.requests) == asked
+        assert klab("run", "--pull", "always", name, "echo", "asked") == "asked\n" and len(registry.requests) > asked
+    assert "not reachable" in klab("run", "--pull", "always", name, "true", code=125)
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_what_cannot_be_made_is_refused_at_once(
     monkeypatch.setattr(bootstrap, "archive", lambda recipe: pytest.fail("begun"))
     with pytest.raises(UsageError, match=words):
         base.make(what, store, name, suite)
-    assert store.images() == () and not [path for path in store.path.glob("blobs/*/*")]
+    assert store.images() == () and not list(store.path.glob("blobs/*/*"))
 
 
 def test_a_busybox_that_is_not_installed_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_debian_that_fails_says_why_and_leaves_nothing(store: Store, tmp_path:
         base.make("debian", store)
     assert store.images() == () and sorted(os.listdir(store.path)) == ["blobs", "index.json", "lock", "oci-layout"]
     store.prune()
-    assert not [path for path in store.path.glob("blobs/*/*")]
+    assert not list(store.path.glob("blobs/*/*"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Layers as directories: what overlay shows of them is what umoci makes of the same image; and nobody finds half of one, or loses one he stands on."""
+"""Layers as directories: overlay shows what umoci makes of the same image; and nobody finds half of one, or loses one that he stands on."""
 
 import itertools
 import os
@@ -160,7 +160,7 @@ def archived(tree: Directory, place: Path, bare: bool) -> bytes:
 
 
 def goes_through_links(stack: list[tuple[Directory, bool]]) -> bool:
-    """Whether a bare layer has a directory where a link lies below. umoci unpacks one layer over the other and follows it; others put a directory there."""
+    """Whether a bare layer has a directory where a link lies below. umoci, which unpacks one layer over the other, follows it; others replace it."""
     trees = [tree for tree, _ in stack]
     for number, (tree, bare) in enumerate(stack):
         below = trees_shown(*reversed(trees[:number]))
@@ -330,7 +330,7 @@ def test_a_damaged_blob_is_refused(store: Store, unpacked: Snapshots) -> None:
     image = made(store, None, layer(file("good", os.urandom(5000))))
     blob = store._layout.blob(image.layers[0].blob.digest)
     blob.write_bytes(blob.read_bytes()[:-100])
-    with pytest.raises(UsageError, match="truncated|damaged|cannot be read"):
+    with pytest.raises(UsageError, match=r"truncated|damaged|cannot be read"):
         unpacked.directories(image)
     blob.unlink()
     with pytest.raises(UsageError, match="missing"):
@@ -530,5 +530,5 @@ def test_a_stranger_in_the_folder_is_no_layer_that_is_there(store: Store, unpack
 
 
 def test_an_entry_is_told_by_name(store: Store, unpacked: Snapshots) -> None:
-    with pytest.raises(UsageError, match="'../x'"):
+    with pytest.raises(UsageError, match=r"'\.\./x'"):
         unpacked.directories(made(store, None, layer(file("../x"))))

@@ -405,7 +405,7 @@ BLOB = f"blobs/sha256/{'a' * 64}"
         (parts(GOOD | {"manifest.json": items(["l"], config="x")}), "names 'x', which the archive does not have"),
         (parts(GOOD | {"manifest.json": items(["l"], ["Bad Name"])}), "Bad Name"),
         (parts(GOOD | {"config.json": b"{}"}), "config.json: rootfs is missing"),
-        (parts(GOOD | {"config.json": bytes((1 << 20) + 1)}), "too many for a document"),
+        (parts(GOOD | {"config.json": bytes((1 << 19) + 1)}), "too many for a document"),
         (parts(GOOD | {"index.json": b"{}"}), "index.json: schemaVersion is missing"),
         (parts({"index.json": Index((Descriptor.of(OCI_MANIFEST, b"x"),)).raw}), "the archive has not all of this image: sha256:.* is missing"),
         (parts({"index.json": Index((Descriptor.of(OCI_INDEX, b"x"),)).raw}), "the archive has not all of this image: sha256:.* is missing"),

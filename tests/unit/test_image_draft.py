@@ -122,7 +122,7 @@ def test_with_a_source_date_it_is_always_the_same_image(store: Store, tmp_path: 
 @pytest.mark.parametrize("epoch", ["", "yesterday", "1e9", "9" * 30])
 def test_a_source_date_is_a_number(epoch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
-    with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH=.*it is a number of seconds since 1970"):
+    with pytest.raises(UsageError, match=r"SOURCE_DATE_EPOCH=.*it is a number of seconds since 1970"):
         now()
 
 

@@ -105,7 +105,7 @@ def test_an_artifact_is_no_image(store: Store) -> None:
     image = made(store, "image", ONE)
     artifact(store, "application/vnd.dev.cosign.simplesigning.v1+json")
     assert [found.id for found in images(store)] == [image.id]
-    with pytest.raises(UsageError, match="is no image but an artifact, with application/vnd.dev.cosign"):
+    with pytest.raises(UsageError, match=r"is no image but an artifact, with application/vnd\.dev\.cosign"):
         Image.find(store, "signature")
 
 

@@ -11,9 +11,10 @@ from aiohttp import web
 from registry_double import PASSWORD, USER, Double, problem
 
 from kernel_lab import UsageError
+from kernel_lab.images import platforms
 from kernel_lab.images.descriptor import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Config, Descriptor, Index, Manifest, Platform, digest_of
 from kernel_lab.images.store import Store
-from kernel_lab.registry import client, credentials, endpoints, platforms, transport
+from kernel_lab.registry import client, credentials, endpoints, transport
 from kernel_lab.registry.progress import Lines, Progress
 from kernel_lab.registry.pull import pull
 from kernel_lab.registry.push import Pushed, push, push_all
