@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import BytesIO, StringIO
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -17,7 +18,7 @@ from kernel_lab.capture import Result
 from kernel_lab.container import Container
 from kernel_lab.course.pictures import Box, Link, Picture, rows
 from kernel_lab.course.session import fails
-from kernel_lab.images.build import Build
+from kernel_lab.images.build import Build, Step
 from kernel_lab.images.execution import execution
 from kernel_lab.images.image import Image, Layer, images
 from kernel_lab.images.reference import familiar
@@ -62,11 +63,11 @@ class Digests:
 
     def steps(self, made: Build) -> None:
         """Prints what has become of each instruction; sizes and seconds are other ones each time."""
-        rows = [
-            (number, step.instruction, "hit" if step.cached else "", "" if step.layer is None else "a layer", self(step.image.short_id if step.image else ""))
-            for number, step in enumerate(made.steps, 1)
-        ]
+        rows = [(number, *self._step(step)) for number, step in enumerate(made.steps, 1)]
         print(tabulate(rows, ["step", "instruction", "cache", "makes", "image"]))
+
+    def _step(self, step: Step) -> tuple[str, ...]:
+        return step.instruction, "hit" if step.cached else "", "" if step.layer is None else "a layer", self(step.image and step.image.short_id)
 
     @contextmanager
     def fails(self, *errors: type[Exception]) -> Iterator[None]:
@@ -97,6 +98,15 @@ def archive(*members: tuple[str, bytes, str]) -> list[bytes]:
 def mine(uid: int, gid: int) -> tuple[int, int]:
     """The owner of a layer's file on the disk: an ordinary user can give files to nobody else."""
     return (uid, gid) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+
+
+def write(folder: str | Path, files: Mapping[str, str]) -> None:
+    """Writes files, by their paths in a folder, that everybody may read, whatever the umask."""
+    for name, text in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o644)
 
 
 def run(image: Image, *words: str) -> Result:

@@ -12,8 +12,12 @@ from kernel_lab.course.pictures import Picture, side_by_side
 from kernel_lab.images.descriptor import INDEXES, MANIFESTS
 from kernel_lab.images.store import Store, name_of
 from kernel_lab.registry.documents import CONFIGS
+from kernel_lab.registry.progress import Progress
 from kernel_lab.registry.server import Answered, Registry
 
+__all__ = ["Digests", "conversation", "holdings", "moved", "quiet"]
+
+quiet = Progress()  # what a pull or a push says comes in the order in which its threads are done
 KINDS = {"blobs": "blob", "manifests": "manifest", "token": "token"}  # of what moves, by a word of the path
 
 
@@ -24,14 +28,14 @@ def conversation(registry: Registry, digests: Digests) -> str:
 
 
 def moved(registry: Registry) -> str:
-    """How many blobs and manifests have come to a registry, and gone out from it, since it was last asked: in one line."""
+    """How many blobs and manifests have come to a registry, gone out from it, and been lent inside, since it was last asked: in one line."""
     counted = Counter(filter(None, map(_moved, _latest(registry))))
-    came, went = (_together(counted, way) for way in ("came", "went"))
-    return f"came: {came}; went: {went}"
+    came, went, lent = (_together(counted, way) for way in ("came", "went", "lent"))
+    return f"came: {came or 'nothing'}; went: {went or 'nothing'}{lent and f'; lent: {lent}'}"
 
 
 def holdings(digests: Digests, **places: Store | Registry) -> Picture:
-    """Who has which blob, and which tags a manifest has there. A registry is shown repository by repository; what the first place has not is marked."""
+    """Who has which blob, and which tags a manifest has there; a registry is shown by repositories. What differs from the first place is marked."""
     views = {title: _held(store, digests) for title, store in _stores(places)}
     everything = dict.fromkeys(line for view in views.values() for line in view)
     return side_by_side(**{title: {line: view.get(line, "") for line in everything} for title, view in views.items()})
@@ -54,12 +58,14 @@ def _moved(answered: Answered) -> tuple[str, str] | None:
         return None
     if answered.received:
         return kind, "came"
+    if "mount=" in answered.path:
+        return (kind, "lent") if answered.status == HTTPStatus.CREATED else None
     return (kind, "went") if answered.method == "GET" and answered.sent != 0 else None
 
 
 def _together(counted: Mapping[tuple[str, str], int], way: str) -> str:
     numbers = [(counted[kind, way], kind) for kind in ("blob", "manifest") if (kind, way) in counted]
-    return " and ".join(f"{number} {kind}{'s' * (number > 1)}" for number, kind in numbers) or "nothing"
+    return " and ".join(f"{number} {kind}{'s' * (number > 1)}" for number, kind in numbers)
 
 
 def _stores(places: Mapping[str, Store | Registry]) -> Iterator[tuple[str, Store]]:
@@ -75,13 +81,15 @@ def _stores(places: Mapping[str, Store | Registry]) -> Iterator[tuple[str, Store
 
 def _held(store: Store, digests: Digests) -> dict[str, str]:
     images = store.images()
-    tags: dict[str, list[str]] = {}
+    tags: dict[str, dict[str, None]] = {image.digest: {} for image in images}
     for image in images:
-        tags.setdefault(image.digest, []).extend([name.rpartition(":")[2]] if (name := name_of(image)) else [])
-    return {
-        f"{_kind(descriptor.media_type)} {digests(descriptor.digest)}": " ".join(tags.get(descriptor.digest, ["yes"])) or "without a tag"
-        for descriptor in store.needs(*images)
-    }
+        if name := name_of(image):
+            tags[image.digest][name.rpartition(":")[2]] = None
+    held = {}
+    for descriptor in store.needs(*images):
+        letter = digests(descriptor.digest.partition(":")[2])
+        held[f"{_kind(descriptor.media_type)} {letter}"] = " ".join(tags.get(descriptor.digest, ("yes",))) or "no tag"
+    return held
 
 
 def _kind(media_type: str) -> str:

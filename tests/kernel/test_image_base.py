@@ -103,11 +103,8 @@ def test_a_debian_is_the_same_each_time_and_apt_works_in_it(store: Store, monkey
     assert f"docker.io/library/debian:{bootstrap.own_suite()}" in image.names
     box = Container(*(() if IS_ROOT else (User.subordinate(),)), PID(), Mount(ImageRoot(image)))
     assert box.run("dpkg", "--audit", check=True).stdout == ""
-    assert box.run("sh", "-c", "id -un; bash -c 'echo $0'; test ! -e /etc/hostname; perl -e 'print 6*7'", check=True).stdout.split() == [
-        "root",
-        "bash",
-        "42",
-    ]
+    shown = box.run("sh", "-c", "id -un; bash -c 'echo $0'; test ! -e /etc/hostname; perl -e 'print 6*7'", check=True).stdout
+    assert shown.split() == ["root", "bash", "42"]
     # An ordinary user's files are all his own.
     assert box.run("stat", "-c", "%U", "/var/cache/apt/archives/partial", check=True).stdout == ("_apt\n" if IS_ROOT else "root\n")
     installed = box.run("sh", "-c", "apt-get update && apt-get install -y --no-install-recommends hello && hello", timeout=300)

@@ -224,6 +224,14 @@ def test_what_is_wrong_is_refused_before_anything_is_made(wrong: dict[str, objec
     assert images(busybox.store) == before
 
 
+def test_a_name_that_turns_out_to_be_anothers_leaves_nothing(busybox: Image, tmp_path: Path) -> None:
+    upper = written(busybox, tmp_path / "upper", "touch /x")
+    before = images(busybox.store)
+    with pytest.raises(UsageError, match="the name of another image"):
+        commit(upper, busybox, f"name@{busybox.descriptor.digest}")
+    assert images(busybox.store) == before
+
+
 def test_what_a_layer_cannot_say_is_refused_and_nothing_is_left(busybox: Image, tmp_path: Path) -> None:
     upper = written(busybox, tmp_path / "upper", "echo > /.wh.x; head -c 3000000 /dev/zero > /a")
     before = images(busybox.store)

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from kernel_lab import state
 from kernel_lab.container import Container
 from kernel_lab.course.exercises import NotYet, exercise, not_yet
-from kernel_lab.course.images import run, traces
+from kernel_lab.course.images import run, traces, write
 from kernel_lab.course.session import user
 from kernel_lab.images import base
 from kernel_lab.images.build import Build, BuildError, build
 from kernel_lab.images.commit import commit
 from kernel_lab.images.dockerfile import Dockerfile
+from kernel_lab.images.draft import Draft, PutLayer
 from kernel_lab.images.image import Image
 from kernel_lab.images.root import ImageRoot
 from kernel_lab.images.store import Store
@@ -42,15 +43,6 @@ def workshop(files: Mapping[str, str]) -> Iterator[tuple[Path, Store]]:
         state.discard(place)
 
 
-def write(folder: Path, files: Mapping[str, str]) -> None:
-    """Writes files that everybody may read, whatever the umask."""
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o644)
-
-
 def _built(context: Path, store: Store, lines: Sequence[str], **more: object) -> Build:
     return build(context, store, dockerfile=Dockerfile.parse("\n".join(lines)), output=lambda text: None, **more)  # type: ignore[arg-type]
 
@@ -65,9 +57,13 @@ class Case(NamedTuple):
 
 
 NAMES = ("needs", "README", "src/main", "srcs/main", "lib/main")
-LINES = ("FROM busybox", "RUN echo needs README > /note", "WORKDIR /app", "COPY needs .", "COPY src lib/", 'CMD ["sh"]')
+LINES = ("FROM busybox", "RUN echo README > /note", "WORKDIR /app", "COPY needs .", "COPY src lib/", 'CMD ["sh"]')
 WHOLE = ("FROM busybox", "WORKDIR /app", "COPY . .", 'CMD ["sh"]')
-OTHER_RUN, OTHER_CMD = ((*LINES[:place], text, *LINES[place + 1 :]) for place, text in ((1, "RUN echo other > /note"), (5, 'CMD ["true"]')))
+# Each RUN once, since what has been built before is found again.
+OTHER_RUN, ANOTHER_RUN, OTHER_CMD = (
+    (*LINES[:place], text, *LINES[place + 1 :])
+    for place, text in ((1, "RUN echo other > /note"), (1, "RUN echo another > /note"), (5, 'CMD ["true"]'))
+)
 CASES = (
     Case("nothing", LINES, LINES),
     Case("instruction", LINES, OTHER_RUN),
@@ -81,7 +77,7 @@ CASES = (
     Case("directory", LINES, LINES, ("src/main",)),
     Case("directory", LINES, LINES, ("srcs/main",)),
     Case("directory", WHOLE, WHOLE, ("README",)),
-    Case("earliest", LINES, OTHER_RUN, ("src/main",)),
+    Case("earliest", LINES, ANOTHER_RUN, ("src/main",)),
     Case("earliest", LINES, OTHER_CMD, ("needs", "src/main")),
 )
 
@@ -94,9 +90,9 @@ def _truth() -> tuple[int | None, ...]:
 
 
 def _first_again(number: int, case: Case, context: Path, store: Store) -> int | None:
-    write(context, {name: f"before {number}" for name in NAMES})
+    write(context, dict.fromkeys(NAMES, f"before {number}"))
     _built(context, store, case.before)
-    write(context, {name: f"now {number}" for name in case.changed})
+    write(context, dict.fromkeys(case.changed, f"now {number}"))
     steps = _built(context, store, case.now).steps
     return next((place for place, step in enumerate(steps, 1) if place > 1 and not step.cached), None)
 
@@ -153,7 +149,7 @@ PRICES = "book 119\ncoffee 238\n"
     accepts=lambda answer: isinstance(answer, str),
     hints={
         "broken": "The builder has named the line. Which step needs what, and which of the earlier ones has put it there?",
-        "says": "Run by hand what its CMD runs: `sh menu` wants to read /srv/prices. Which of the two is not where it is looked for, or not to be read?",
+        "says": "Run by hand what its CMD runs: `sh menu` wants to read /srv/prices. Which one is not there, or not to be read?",
         "root": "Ask a container of it for `id`. Which instruction says who a container is?",
         "secret": "Whoever has the image has all of its layers, and its history. Which of the six ways in the table above has left nothing?",
         "press": "What is in a layer stays there. Where can something be made without a layer of the image, so that only the result is taken along?",
@@ -214,7 +210,7 @@ Builder = Callable[[list[str], Path, Store, Path], Image]
     hints={
         "nothing": "The image that stands after the last instruction is what is wanted. What does `commit` return?",
         "from": "The first instruction names an image that is there already. Which layers must be below all that you make?",
-        "copy": "A COPY needs no container: what lies in `upper` when it is committed is in the layer. Is the file there, at the path that the line says?",
+        "copy": "A COPY needs no container: what lies in `upper` is committed. Is the file there, at the path that the line says?",
         "run": "A RUN is a text for a shell, and runs on the image *so far*. Which image was its container's root, and was its `upper` committed?",
         "cmd": 'CMD writes nothing. Its words, `["sh", "/opt/shop"]`, are JSON, and belong into the image\'s settings: what of `commit` takes these?',
         "layers": "Each RUN and each COPY is a layer, and in it is what this instruction alone has written. Which directory did the next one get?",
@@ -223,7 +219,10 @@ Builder = Callable[[list[str], Path, Store, Path], Image]
 )
 def builder(answer: Builder) -> str | NotYet:
     with workshop(SHOP) as (context, store):
-        image = answer(list(RECIPE), context, store, _new(store, "work"))
+        try:
+            image = answer(list(RECIPE), context, store, _new(store, "work"))
+        except RuntimeError as error:
+            return not_yet("run", str(error))
         if not isinstance(image, Image):
             return not_yet("nothing", f"it returned {type(image).__name__}")
         kits = _built(context, store, RECIPE).image
@@ -255,90 +254,66 @@ def _counts(change: Change) -> bool:
     return change.kind in (ADDED, DELETED) or "content" in change.what
 
 
-def _first(before: list[str], now: list[str], changed: set[str], copies: Callable[[str, str], bool] | None = None) -> int | None:
-    for number, instruction in enumerate(now, 1):
-        word, *words = instruction.split()
-        copied = word == "COPY" and any((copies or _copies)(source, file) for source in words[:-1] for file in changed)
-        if before[number - 1 : number] != [instruction] or copied:
-            return number
-    return None
+Copies = Callable[[str, str], bool]
 
 
 def _copies(source: str, file: str) -> bool:
     return source in (".", file) or file.startswith(f"{source}/")
 
 
-def _of_text(before: list[str], now: list[str], changed: set[str]) -> int | None:
-    return _first(before, now, set())
+def _first(before: list[str], now: list[str], changed: set[str], copies: Copies = _copies, end: int | None = -1) -> int | None:
+    for number, instruction in enumerate(now, 1):
+        word, *words = instruction.split()
+        copied = word == "COPY" and any(copies(source, file) for source in words[:end] for file in changed)
+        if before[number - 1 : number] != [instruction] or copied:
+            return number
+    return None
 
 
-def _of_files(before: list[str], now: list[str], changed: set[str]) -> int | None:
-    return _first(now, now, changed)
+def _least(*numbers: int | None) -> int | None:
+    return min(filter(None, numbers), default=None)
 
 
-def _of_set(before: list[str], now: list[str], changed: set[str]) -> int | None:
-    new = [number for number, instruction in enumerate(now, 1) if instruction not in before]
-    return min([*new, *filter(None, [_first(now, now, changed)])], default=None)
+def _of_a_set(before: list[str], now: list[str], changed: set[str]) -> int | None:
+    return _least(*(number for number, instruction in enumerate(now, 1) if instruction not in before), _first(now, now, changed))
 
 
-def _zipped(before: list[str], now: list[str], changed: set[str]) -> int | None:
-    return _first([*before, *now[len(before) :]], now, changed)
+def _mentioned(before: list[str], now: list[str], changed: set[str]) -> int | None:
+    mentions = (number for number, instruction in enumerate(now, 1) if changed & set(instruction.split()))
+    return _least(*mentions, _first(before, now, changed))
 
 
-def _or_one(before: list[str], now: list[str], changed: set[str]) -> int | None:
-    return len(now) + 1 if len(now) < len(before) else _first(before, now, changed)
-
-
-def _anywhere(before: list[str], now: list[str], changed: set[str]) -> int | None:
-    mentions = [number for number, instruction in enumerate(now, 1) if any(file in instruction.split() for file in changed)]
-    return min([*mentions, *filter(None, [_first(before, now, changed)])], default=None)
-
-
-def _with_target(before: list[str], now: list[str], changed: set[str]) -> int | None:
-    return _first(before, [f"{instruction} ." if instruction == LINES[4] else instruction for instruction in now], changed) if not changed else _first(
-        [text.replace("src lib/", "src lib /") for text in before], [text.replace("src lib/", "src lib /") for text in now], changed
-    )
-
-
-def _files_first(before: list[str], now: list[str], changed: set[str]) -> int | None:
-    return _first(now, now, changed) or _first(before, now, set())
-
-
-def _text_first(before: list[str], now: list[str], changed: set[str]) -> int | None:
-    return _first(before, now, set()) or _first(now, now, changed)
-
-
-def _minus_one(before: list[str], now: list[str], changed: set[str]) -> int | None:
+def _one_less(before: list[str], now: list[str], changed: set[str]) -> int | None:
     found = _first(before, now, changed)
     return found and found - 1
 
 
-def _by(copies: Callable[[str, str], bool]) -> Callable[[list[str], list[str], set[str]], int | None]:
-    def answer(before: list[str], now: list[str], changed: set[str]) -> int | None:
-        return _first(before, now, changed, copies)
-
-    return answer
+def _what_is_gone(before: list[str], now: list[str], changed: set[str]) -> int | None:
+    return len(now) + 1 if len(now) < len(before) else _first(before, now, changed)
 
 
 first_again.answers(
     right=[_first],
     wrong={
         "nothing": [lambda before, now, changed: len(now), lambda before, now, changed: 1],
-        "count": [_minus_one],
-        "instruction": [_of_files, _of_set],
-        "length": [_zipped, _or_one],
-        "copied": [_of_text],
-        "mentioned": [_anywhere, _with_target],
+        "count": [_one_less],
+        "instruction": [lambda before, now, changed: _first(now, now, changed), _of_a_set],
+        "length": [lambda before, now, changed: _first([*before, *now[len(before) :]], now, changed), _what_is_gone],
+        "copied": [lambda before, now, changed: _first(before, now, set())],
+        "mentioned": [_mentioned, lambda before, now, changed: _first(before, now, changed, end=None)],
         "directory": [
-            _by(lambda source, file: source == file),
-            _by(lambda source, file: source == "." or file.startswith(source)),
-            _by(lambda source, file: source == file or file.startswith(f"{source}/")),
+            lambda before, now, changed: _first(before, now, changed, lambda source, file: source == file),
+            lambda before, now, changed: _first(before, now, changed, lambda source, file: source == "." or file.startswith(source)),
+            lambda before, now, changed: _first(before, now, changed, lambda source, file: source == file or file.startswith(f"{source}/")),
         ],
-        "earliest": [_files_first, _text_first],
+        "earliest": [
+            lambda before, now, changed: _first(now, now, changed) or _first(before, now, set()),
+            lambda before, now, changed: _first(before, now, set()) or _first(now, now, changed),
+        ],
     },
 )
 
-STAGED = f"""\
+STAGED = """\
 FROM busybox AS maker
 COPY press rates /
 RUN --mount=type=secret,id=key sh /press < /rates > /prices
@@ -361,10 +336,13 @@ dockerfile.answers(
             STAGED.replace("COPY menu .", f"ENV KEY={KEY}\nCOPY menu ."),
             STAGED.replace("COPY menu .", "COPY key /tmp/\nRUN rm /tmp/key\nCOPY menu .").replace("USER nobody\n", "") + "USER nobody\n",
         ],
-        "press": [STAGED.replace("COPY menu .", "COPY press .\nCOPY menu ."), STAGED.replace("FROM busybox\nCOPY --from=maker /prices", "RUN mkdir /srv; mv /prices")],
+        "press": [
+            STAGED.replace("COPY menu .", "COPY press .\nCOPY menu ."),
+            STAGED.replace("FROM busybox\nCOPY --from=maker /prices", "RUN mkdir /srv; mv /prices"),
+        ],
         "layers": [
-            STAGED.replace("CMD", "COPY menu .\nCMD").replace("COPY menu .\nCMD", "CMD") + "WORKDIR /tmp/new\nWORKDIR /srv\n",
-            STAGED.replace("COPY press rates /", "COPY press rates menu /"),
+            STAGED.replace("COPY menu .\n", "").replace("COPY --from", "COPY menu /srv/\nCOPY --from"),
+            STAGED + "USER root\nRUN touch /srv/open\nUSER nobody\n",
         ],
     },
 )
@@ -381,9 +359,8 @@ def _builder(**without: object) -> Builder:
             word, _, rest = line.partition(" ")
             settings: dict[str, object] = {}
             if word == "RUN":
-                root = ImageRoot(Image.find(store, "busybox") if "on base" in without else made, upper=None if "lost" in without else upper)
-                argv = rest.split() if "split" in without else ["sh", "-c", rest]
-                Container(*user(), PID(), Mount(root)).run(*argv, check="unchecked" not in without)
+                root = ImageRoot(Image.find(store, "busybox") if "on_base" in without else made, upper=None if "lost" in without else upper)
+                Container(*user(), PID(), Mount(root)).run("sh", "-c", rest, check="unchecked" not in without)
             elif word == "COPY" and "copy" not in without:
                 source, target = rest.split()
                 path = upper / ("shop" if "target" in without else target.lstrip("/"))
@@ -395,3 +372,23 @@ def _builder(**without: object) -> Builder:
         return made
 
     return answer
+
+
+def _alone(lines: list[str], context: Path, store: Store, work: Path) -> Image:
+    layer = _builder()(lines, context, store, work).layers[1]
+    with store.adding() as adding:
+        return Draft.scratch().with_layer(PutLayer(layer.blob, layer.diff_id)).put(adding)
+
+
+builder.answers(
+    right=[_builder()],
+    wrong={
+        "nothing": [lambda lines, context, store, work: None],
+        "from": [_alone],
+        "copy": [_builder(copy=True), _builder(target=True)],
+        "run": [_builder(lost=True), _builder(on_base=True)],
+        "cmd": [_builder(cmd=True), _builder(text=True)],
+        "layers": [_builder(same=True)],
+        "fails": [_builder(unchecked=True)],
+    },
+)

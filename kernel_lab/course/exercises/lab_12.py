@@ -133,7 +133,7 @@ Send = Callable[[Call, str, str, bytes, Mapping[str, bytes]], object]
     wants="a function send(call, repository, tag, manifest, blobs)",
     accepts=inspect.isfunction,
     hints={
-        "order": "A registry takes a manifest when it has all that stands in it. What is to be sent last?",
+        "order": "A registry takes a manifest when it has all that stands in it, and so pulls never find half an image. What is to be sent last?",
         "type": "A registry keeps many kinds of documents. Which header said above that this is a manifest?",
         "place": "Who begins an upload is told where it goes on. Which header of the answer says so?",
         "digest": "The registry keeps a blob under its digest, and checks it. When does it learn the digest that you mean?",
@@ -168,8 +168,7 @@ def _wrong_push(log: Sequence[Answered], missing: int) -> NotYet | None:
         line = re.sub("[0-9a-f]{32,}", "…", f"{refused.method} {refused.path}")
         return not_yet("place" if refused.status in (404, 405) else "digest", f"{line} was refused with {refused.status}")
     if refused := next((request for request in manifests if request.status >= 400), None):
-        unknown = refused.status == 404
-        return not_yet("order" if unknown else "type", f"the manifest was refused with {refused.status}{': not all that it needs was there' * unknown}")
+        return not_yet("order" if refused.status == 404 else "type", f"the manifest was refused with {refused.status}")
     begun = sum(request.method == "POST" and request.status < 300 for request in log)
     if begun > missing:
         return not_yet("again", f"{begun} uploads were begun, and {missing} blobs were missing")
@@ -263,6 +262,10 @@ def _ordinal(number: int) -> str:
     return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
 
 
+def token_url_of(challenge: str) -> str:
+    return _parted(challenge, "service", "scope")
+
+
 def _parted(challenge: str, *names: str) -> str:
     said = _parameters(challenge)
     return f"{said['realm']}?{urlencode({name: said[name] for name in names if name in said})}"
@@ -288,7 +291,7 @@ def _unwritten(challenge: str) -> str:
     return f"{said.pop('realm')}?" + "&".join(f"{name}={value}" for name, value in said.items())
 
 
-def _sent(call: Call, repository: str, tag: str, manifest: bytes, blobs: Mapping[str, bytes]) -> None:
+def sent(call: Call, repository: str, tag: str, manifest: bytes, blobs: Mapping[str, bytes]) -> None:
     _blobs(call, repository, blobs)
     _last(call, repository, tag, manifest)
 
@@ -307,13 +310,13 @@ def _last(call: Call, repository: str, tag: str, manifest: bytes, media_type: st
 
 def _at_first(call: Call, repository: str, tag: str, manifest: bytes, blobs: Mapping[str, bytes]) -> None:
     _last(call, repository, tag, manifest)
-    _sent(call, repository, tag, manifest, blobs)
+    sent(call, repository, tag, manifest, blobs)
 
 
 def _begun_too_often(call: Call, repository: str, tag: str, manifest: bytes, blobs: Mapping[str, bytes]) -> None:
     for _ in blobs:
         call("POST", f"/v2/{repository}/blobs/uploads/")
-    _sent(call, repository, tag, manifest, blobs)
+    sent(call, repository, tag, manifest, blobs)
 
 
 def _with(media_type: str = OCI_MANIFEST, **otherwise: Any) -> Send:
@@ -352,7 +355,7 @@ def _as_if_whole(get: Get, digest: str) -> bytes:
 
 
 token_url.answers(
-    right=[lambda challenge: _parted(challenge, "service", "scope"), lambda challenge: _parted(challenge, "scope", "service")],
+    right=[token_url_of, lambda challenge: _parted(challenge, "scope", "service")],
     wrong={
         "realm": [lambda challenge: challenge, lambda challenge: _parameters(challenge)["realm"], lambda challenge: None],
         "service": [lambda challenge: _parted(challenge, "scope")],
@@ -363,7 +366,7 @@ token_url.answers(
     },
 )
 send.answers(
-    right=[_sent],
+    right=[sent],
     wrong={
         "order": [_at_first, lambda call, repository, tag, manifest, blobs: _last(call, repository, tag, manifest)],
         "type": [_with(media_type="application/json")],
@@ -372,8 +375,8 @@ send.answers(
         "again": [_with(ask=False), _begun_too_often],
         "nothing": [
             lambda *given: None,
-            lambda call, repository, tag, manifest, blobs: _sent(call, repository, digest_of(manifest), manifest, blobs),
-            lambda call, repository, tag, manifest, blobs: _sent(call, "team/other", tag, manifest, blobs),
+            lambda call, repository, tag, manifest, blobs: sent(call, repository, digest_of(manifest), manifest, blobs),
+            lambda call, repository, tag, manifest, blobs: sent(call, "team/other", tag, manifest, blobs),
         ],
     },
 )
