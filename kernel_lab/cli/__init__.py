@@ -15,6 +15,7 @@ MODULES = {
     "containers": "ps logs stop kill wait rm",
     "changes": "inspect diff commit",
     "images": "image images rmi tag history",
+    "build": "build",
     "archives": "save load import export",
     "remote": "pull push login logout",
     "registry": "registry",

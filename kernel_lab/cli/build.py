@@ -11,9 +11,10 @@ import click
 from kernel_lab import state
 from kernel_lab.cli import limits
 from kernel_lab.cli.running import network_parts
+from kernel_lab.images import store
 from kernel_lab.images.build import BuildError
 from kernel_lab.images.build import build as built
-from kernel_lab.images.build_context import Context, from_stream
+from kernel_lab.images.build_context import Context, from_stream, workplace
 from kernel_lab.images.build_output import Output, automatic
 from kernel_lab.images.descriptor import Platform
 from kernel_lab.images.dockerfile import Dockerfile
@@ -96,10 +97,8 @@ def _context(path: str, file: str | None, until: ExitStack) -> Context:
         return Context.read(path, Dockerfile.parse(_stdin()) if file == STDIN else file)
     if file == STDIN:
         raise UsageError("-f - and - both read the standard input: a Dockerfile comes from there, or a context")
-    # With this process's stamp, by which `klab cleanup` finds it should this process be killed.
-    directory = state.data_dir() / "builds" / f"{state.Creator.this().stamp}.context"
+    directory = workplace(store.local())
     until.callback(state.discard, directory)
-    directory.mkdir(parents=True)
     return from_stream(sys.stdin.buffer, directory, file)
 
 

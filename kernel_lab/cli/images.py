@@ -16,6 +16,7 @@ from kernel_lab.images.image import Image, Step, images
 from kernel_lab.images.reference import Reference, familiar
 from kernel_lab.images.store import Store, name_of
 from kernel_lab.kernel.errors import UsageError
+from kernel_lab.registry import partial
 from kernel_lab.unionfs.changes import difference
 
 NONE = "<none>"
@@ -209,6 +210,7 @@ def prune(everything: bool, force: bool) -> None:
     for descriptor in kept.images() if everything else ():
         if not any(map(_users, images(kept, descriptor))):
             kept.remove(descriptor.digest)
+    partial.discard_old(kept.path, 0)
     gone = kept.prune(unnamed=True)
     unpacked = snapshots.beside(kept).prune(kept)
     click.echo("".join(f"Deleted: {name}\n" for name in (*gone.digests, *unpacked)), nl=False)

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from tabulate import tabulate
 
 from kernel_lab.course.images import Digests
-from kernel_lab.course.pictures import Picture, side_by_side
+from kernel_lab.course.pictures import Box, Picture, boxes
 from kernel_lab.images.descriptor import INDEXES, MANIFESTS
 from kernel_lab.images.store import Store, name_of
 from kernel_lab.registry.documents import CONFIGS
@@ -35,10 +35,11 @@ def moved(registry: Registry) -> str:
 
 
 def holdings(digests: Digests, **places: Store | Registry) -> Picture:
-    """Who has which blob, and which tags a manifest has there; a registry is shown by repositories. What differs from the first place is marked."""
-    views = {title: _held(store, digests) for title, store in _stores(places)}
-    everything = dict.fromkeys(line for view in views.values() for line in view)
-    return side_by_side(**{title: {line: view.get(line, "") for line in everything} for title, view in views.items()})
+    """Who has which blob, and which tags a manifest has there; a registry is shown by repositories. What all of several have is marked."""
+    held = {title: _held(store, digests) for title, store in _stores(places)}
+    everything = dict.fromkeys(blob for blobs in held.values() for blob in blobs)
+    marked = [blob for blob in everything if len(held) > 1 and all(blob in blobs for blobs in held.values())]
+    return boxes(*(Box(title, [blobs.get(blob, "") for blob in everything], marked) for title, blobs in held.items()))
 
 
 def _latest(registry: Registry) -> list[Answered]:
@@ -80,15 +81,15 @@ def _stores(places: Mapping[str, Store | Registry]) -> Iterator[tuple[str, Store
 
 
 def _held(store: Store, digests: Digests) -> dict[str, str]:
+    """Each blob that an image needs, and the same with the image's tags."""
     images = store.images()
-    tags: dict[str, dict[str, None]] = {image.digest: {} for image in images}
+    tags: dict[str, dict[str, None]] = {}
     for image in images:
-        if name := name_of(image):
-            tags[image.digest][name.rpartition(":")[2]] = None
+        tags.setdefault(image.digest, {}).update({name.rpartition(":")[2]: None} if (name := name_of(image)) else {})
     held = {}
     for descriptor in store.needs(*images):
-        letter = digests(descriptor.digest.partition(":")[2])
-        held[f"{_kind(descriptor.media_type)} {letter}"] = " ".join(tags.get(descriptor.digest, ("yes",))) or "no tag"
+        blob = f"{_kind(descriptor.media_type)} {digests(descriptor.digest.partition(':')[2])}"
+        held[blob] = " ".join((blob, *tags.get(descriptor.digest, ())))
     return held
 
 

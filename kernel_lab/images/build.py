@@ -3,7 +3,6 @@
 So the image of an instruction that has been carried out before is found again, and only what comes after a change is made anew.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import NamedTuple, TextIO
 from kernel_lab import state
 from kernel_lab.cgroups.limits import Words
 from kernel_lab.images import platforms, snapshots, store
-from kernel_lab.images.build_context import Context
+from kernel_lab.images.build_context import Context, workplace
 from kernel_lab.images.build_errors import BuildError
 from kernel_lab.images.build_output import Output, Write, automatic
 from kernel_lab.images.build_stage import Work
@@ -104,11 +103,11 @@ def build(
 
 
 def _work(kept: Store, context: Context, output: Output, until: ExitStack) -> Work:
-    """What the stages share. What they need meanwhile is in a directory with this process's stamp, by which `cleanup` finds it."""
-    beside = kept.path.absolute().parent
-    directory = beside / "builds" / f"{state.Creator.this().stamp}.{os.urandom(4).hex()}"
+    """What the stages share."""
+    directory = workplace(kept)
     until.callback(state.discard, directory)
-    return Work(until.enter_context(kept.adding(tidy=True)), snapshots.beside(kept), until, output, directory, beside / "caches", context.tree())
+    adding = until.enter_context(kept.adding(tidy=True))
+    return Work(adding, snapshots.beside(kept), until, output, directory, directory.parent.with_name("caches"), context.tree())
 
 
 def _tell(output: Output, image: Image, names: Iterable[Reference], unused: list[str]) -> None:

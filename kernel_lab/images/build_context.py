@@ -9,12 +9,13 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from kernel_lab import state
 from kernel_lab.images.archive import BLOCK
 from kernel_lab.images.compression import Compression, recognise
 from kernel_lab.images.dockerfile import NAME, Dockerfile
 from kernel_lab.images.dockerignore import Ignore
 from kernel_lab.images.snapshots import FLOOR, MOST_FILES
-from kernel_lab.images.store import CHUNK
+from kernel_lab.images.store import CHUNK, Store
 from kernel_lab.images.tree import Tree
 from kernel_lab.images.unpack import Rules, unpack
 from kernel_lab.kernel.errors import UsageError
@@ -52,13 +53,20 @@ class Context:
         return Tree([top], frozenset(self.ignore.walk(top)) if self.ignore.patterns else None)
 
 
+def workplace(store: Store) -> Path:
+    """A directory for what one build needs meanwhile, yet to be made. It carries this process's stamp, by which `cleanup` finds it."""
+    # Nobody else comes in: there may be programs with their owner's rights, and secrets.
+    return state.ours(store.path.absolute().parent / "builds", 0o700) / f"{state.Creator.this().stamp}.{os.urandom(4).hex()}"
+
+
 def from_stream(stream: BinaryIO, directory: Path, dockerfile: str | Path | None = None) -> Context:
-    """What `klab build -` reads: a Dockerfile, and then there is no context; or an archive of a context, which comes into an empty directory."""
+    """What `klab build -` reads: a Dockerfile, and then there is no context; or an archive of a context, which comes into a new directory."""
     head = stream.read(BLOCK)
     if not _is_archive(head):
         if dockerfile is not None:
             raise UsageError("a Dockerfile comes from the standard input, and another one is named with -f: leave one of the two away")
         return Context(None, Dockerfile.parse((head + stream.read()).decode("utf-8", "surrogateescape")))
+    directory.mkdir()
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         chunks: Iterable[bytes] = chain([head], iter(partial(stream.read, CHUNK), b""))

@@ -66,6 +66,8 @@ class Copying:
         for source in self.sources:
             kept = "/".join(place.name for place in source.parents or ())
             for parts, place in self._items(source):
+                if stat.S_ISSOCK(place.mode):
+                    continue
                 said = (kept, "/".join(parts) if source.place.is_directory else source.name, self._entry(source, place)._replace(mtime=0, size=0))
                 hashed.update(repr(said).encode("utf-8", "surrogateescape") + _digest(place))
         kind = "multi" if len(self.sources) > 1 else "dir" if self.sources[0].place.is_directory else "file"
@@ -220,12 +222,12 @@ def _sources(tree: Tree, word: str, parents: bool) -> Iterator[Source]:
     found = list(_matching(tree, word)) if wild else [tree.find(word, follow=False)]
     # docker looks for a path from the root of the context, and no further up.
     if not found or not found[0].mode:
-        raise UsageError(f"{word}: there is no such file; what .dockerignore excludes is not there either")
+        raise UsageError(f"{word}: there is no such file" + ("; see whether .dockerignore excludes it" if tree.is_filtered else ""))
     kept = len(_parts(word.partition(PIVOT)[0])) if PIVOT in word else 0
     for place in found:
         real = tree.find(str(place))
         if not real.mode:
-            raise UsageError(f"{place}: a link to {place.link}, and there is nothing there, which is looked for inside the context")
+            raise UsageError(f"{place}: a link to {place.link}; it is followed from where COPY takes its files, and there is nothing")
         above = (tree.find("/".join(place.parts[:count])) for count in range(kept + 1, len(place.parts)))
         # What begins at the pivot itself has no directory to keep, nor has the whole context.
         yield Source(tree, real, place.name or real.name, tuple(above) if parents and len(place.parts) > kept else None)

@@ -92,8 +92,9 @@ class Growing(Tree):
     def _add(self, parts: Parts, entry: Entry) -> bytes:
         mode = _MODES.get(entry.kind, stat.S_IFREG) | entry.mode
         link = os.fsdecode(entry.link) if entry.kind == archive.SYMLINK else None
+        before = self.at(parts)
         # Of a directory that has been there, what is in it still is.
-        found = self.at(parts).found if entry.kind == archive.DIRECTORY else ()
+        found = before.found if entry.kind == archive.DIRECTORY and before.is_directory else ()
         self._made[parts] = Place(parts, mode, link, found)
         self._written.add(parts)
         return encode(entry._replace(name=_name(parts) + (b"/" if entry.kind == archive.DIRECTORY else b"")))

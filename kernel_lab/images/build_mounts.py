@@ -140,8 +140,7 @@ def _bind(fields: Fields, given: Given, folder: Folder, until: ExitStack, mounts
 
 def _cache(fields: Fields, given: Given, folder: Folder, until: ExitStack, mounts: Mounts) -> Path:
     """A directory that stays for the next build. It says nothing of the outcome."""
-    given.caches.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = given.caches / hashlib.sha256((fields.get("id") or fields["target"]).encode()).hexdigest()
+    path = state.ours(given.caches, 0o700) / hashlib.sha256((fields.get("id") or fields["target"]).encode()).hexdigest()
     if (sharing := fields.get("sharing", "shared")) not in ("shared", "locked"):
         raise UsageError(f"--mount: sharing={sharing}: there is shared, for several at once, and locked, for one after the other")
     if sharing == "locked":

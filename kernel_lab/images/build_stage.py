@@ -261,6 +261,9 @@ class Building:
     def _network(self, word: str | None) -> Net | None:
         if word not in (None, "default", "none", "host"):
             raise UsageError(f"--network={word}: there is none, host, and default: what the whole build was given")
+        # Whoever writes a Dockerfile does not decide about this machine.
+        if word == "host" and self._work.network is not None:
+            raise UsageError("--network=host: this machine's network is to be given to the whole build first: klab build --network host")
         return Net() if word == "none" else None if word == "host" else self._work.network
 
 

@@ -20,6 +20,7 @@ from kernel_lab.images.reference import HEX_DIGITS, OFFICIAL, Reference, familia
 from kernel_lab.kernel.errors import UsageError
 
 CHUNK = 1 << 20
+INDEX_DIGEST = "kernel-lab.index.digest"  # annotation of an image of one platform: the index that a registry had in its place
 LARGEST_DOCUMENT = 4 << 20  # what is read at once: no client should push a larger manifest (distribution specification, "Pushing Manifests")
 
 Document = TypeVar("Document", Index, Manifest)
@@ -325,12 +326,17 @@ def _called(images: Iterable[Descriptor], text: str) -> list[Descriptor]:
     with suppress(UsageError):
         asked = Reference.parse(text)
         if asked.digest is not None:
-            return [image for image, name in named if image.digest == asked.digest and _repository(name) == asked.name]
+            return [image for image, name in named if asked.digest in _digests(image) and _repository(name) == asked.name]
         whole = [image for image, name in named if name == str(asked)]
         # Other programs write down what was typed: a short name, which means the same.
         if found := whole or [image for image, name in named if _whole(name) == str(asked)]:
             return found
     return [image for image, name in named if name == text]
+
+
+def _digests(image: Descriptor) -> tuple[str | None, ...]:
+    """Its own, and that of the index that it was chosen from."""
+    return image.digest, image.annotations.get(INDEX_DIGEST)
 
 
 def _whole(name: str) -> str | None:

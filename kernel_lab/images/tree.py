@@ -70,6 +70,11 @@ class Tree:
         self._visible = visible
         self._known: dict[Parts, Place] = {}  # directories, in which the next path mostly is too
 
+    @property
+    def is_filtered(self) -> bool:
+        """Whether there may be files that are not seen."""
+        return self._visible is not None
+
     def owner(self, place: Place) -> tuple[int, int]:
         """User and group."""
         return 0, 0

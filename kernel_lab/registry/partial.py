@@ -61,11 +61,11 @@ def opened(store: Path, digest: str, wait: Callable[[float], None]) -> Iterator[
                 part.discard()
 
 
-def discard_old(store: Path) -> None:
-    """Removes what nobody has gone on with for a week."""
+def discard_old(store: Path, kept: float = KEPT) -> None:
+    """Removes what nobody has gone on with for so many seconds, unless somebody is at it now."""
     for path in (store / FOLDER).glob("*"):
         with suppress(FileNotFoundError), open(path, "rb", buffering=0) as file:
-            if path.stat().st_mtime < time.time() - KEPT and _locked(file):
+            if path.stat().st_mtime <= time.time() - kept and _locked(file):
                 path.unlink(missing_ok=True)
 
 

@@ -15,7 +15,7 @@ from itertools import islice
 from kernel_lab.images import platforms
 from kernel_lab.images.descriptor import INDEXES, MANIFESTS, Config, Descriptor, Index, Manifest, Platform
 from kernel_lab.images.reference import Reference
-from kernel_lab.images.store import LARGEST_DOCUMENT, Addition, Store, local
+from kernel_lab.images.store import INDEX_DIGEST, LARGEST_DOCUMENT, Addition, Store, local
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.registry import partial
 from kernel_lab.registry.client import PIECE, Client
@@ -26,7 +26,6 @@ from kernel_lab.registry.progress import DOWNLOADING, Progress, automatic
 from kernel_lab.registry.transport import RegistryError
 
 AT_ONCE = 3  # docker's max-concurrent-downloads
-INDEX_DIGEST = "kernel-lab.index.digest"  # annotation of an image in the store: the index that it was chosen from
 SHOWN_TAGS = 10
 DEEPEST = 4  # indexes within indexes
 

@@ -6,12 +6,12 @@ from functools import partial
 
 from kernel_lab.images.descriptor import INDEXES, MANIFESTS, Descriptor
 from kernel_lab.images.reference import Reference
-from kernel_lab.images.store import Store, local, name_of
+from kernel_lab.images.store import INDEX_DIGEST, Store, local, name_of
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.registry.client import Client
 from kernel_lab.registry.documents import elsewhere
 from kernel_lab.registry.progress import UPLOADING, Progress, automatic
-from kernel_lab.registry.pull import INDEX_DIGEST, at_once, bare
+from kernel_lab.registry.pull import at_once, bare
 
 MOST_SOURCES = 3  # repositories that are asked to lend a blob
 

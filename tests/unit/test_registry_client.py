@@ -36,11 +36,11 @@ from kernel_lab.images.descriptor import (
     Platform,
     digest_of,
 )
-from kernel_lab.images.store import Addition, Store
+from kernel_lab.images.store import INDEX_DIGEST, Addition, Store
 from kernel_lab.registry import credentials, endpoints, partial, transport
 from kernel_lab.registry.client import Client
 from kernel_lab.registry.progress import Lines, Progress
-from kernel_lab.registry.pull import INDEX_DIGEST, Pulled, pull, pull_all
+from kernel_lab.registry.pull import Pulled, pull, pull_all
 from kernel_lab.registry.transport import RegistryError
 
 LARGE = random.Random(1).randbytes(2_000_000)
@@ -155,6 +155,7 @@ def test_of_an_index_the_image_of_this_machine_is_kept_with_the_digest_of_the_in
     pulled = got(store, f"{double.name}/x:1")
     found = store.resolve(f"{double.name}/x:1")
     assert (pulled.digest, pulled.image.digest, found.digest) == (index.digest, amd64.digest, amd64.digest)
+    assert store.resolve(f"{double.name}/x@{index.digest}").digest == found.digest
     assert found.annotations[INDEX_DIGEST] == index.digest and len(files(store)) == 3 and store.verify() == {}
     assert got(store, f"{double.name}/x:1", platform="linux/arm").image.digest == arm.digest
     assert got(store, f"{double.name}/x@{index.digest}").digest == index.digest

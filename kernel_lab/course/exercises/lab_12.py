@@ -263,6 +263,7 @@ def _ordinal(number: int) -> str:
 
 
 def token_url_of(challenge: str) -> str:
+    """The lab's own answer to 12.1."""
     return _parted(challenge, "service", "scope")
 
 
@@ -292,6 +293,7 @@ def _unwritten(challenge: str) -> str:
 
 
 def sent(call: Call, repository: str, tag: str, manifest: bytes, blobs: Mapping[str, bytes]) -> None:
+    """The lab's own answer to 12.2."""
     _blobs(call, repository, blobs)
     _last(call, repository, tag, manifest)
 
@@ -328,6 +330,7 @@ def _with(media_type: str = OCI_MANIFEST, **otherwise: Any) -> Send:
 
 
 def going_on(get: Get, digest: str) -> bytes:
+    """The lab's own answer to 12.3."""
     content = _gathered(get)
     if digest_of(content) != digest:
         raise ValueError(f"{digest}: something else has come")
