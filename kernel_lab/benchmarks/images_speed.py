@@ -297,7 +297,7 @@ def measure(rounds: int = ROUNDS, cases: Sequence[str] | None = None, image: str
         for number, trial, who in tqdm(turns, disable=not sys.stderr.isatty()):
             _take_turn(trial, who, Turn(place, number, folder / "turn"), scores[trial, who])
     times = {(case, who): list(some) for (_, who), score in scores.items() for case, some in score.times.items()}
-    rows = tuple(_row(case, who, score, times.get((case, next(iter(TRIALS[trial]))), ())) for (trial, who), score in scores.items() for case in trial)
+    rows = tuple(_row(case, who, score, _floor(trial, case, times)) for (trial, who), score in scores.items() for case in trial)
     return Report(rows, rounds, machine(_versions()), times, {who: what for who, what in INCLUDES.items() if any(row.who == who for row in rows)})
 
 
@@ -448,12 +448,13 @@ def _most_resident(pid: int) -> int:
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGINT, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE)
-            return
+    os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(PATIENCE)
+    # What a shell has started in the background is deaf to the first.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _layer_in(folder: Path) -> tuple[str, int]:
@@ -461,6 +462,12 @@ def _layer_in(folder: Path) -> tuple[str, int]:
     layer = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     with open(layer, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), layer.stat().st_size
+
+
+def _floor(trial: tuple[str, ...], case: str, times: Mapping[tuple[str, str], Sequence[float]]) -> Sequence[float]:
+    """The first one's times, where there are others to be compared with it."""
+    first, *others = TRIALS[trial]
+    return times.get((case, first), ()) if others else ()
 
 
 def _row(case: str, who: str, score: Score, floor: Sequence[float]) -> Row:

@@ -15,7 +15,6 @@ MODULES = {
     "containers": "ps logs stop kill wait rm",
     "changes": "inspect diff commit",
     "images": "image images rmi tag history",
-    "build": "build",
     "archives": "save load import export",
     "remote": "pull push login logout",
     "registry": "registry",

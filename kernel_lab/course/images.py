@@ -129,7 +129,7 @@ def _granted() -> tuple[User, ...]:
 
 
 def traces(image: Image, text: str) -> list[str]:
-    """Where in an image a text stands for everybody who has the image: in which of its layers, the lowest is 1, and whether in its configuration."""
+    """Where a text stands in an image: in which of its layers, the lowest is 1, and whether in its configuration with the history."""
     found = [f"layer {number}" for number, layer in enumerate(image.layers, 1) if text.encode() in _archive(image, layer)]
     return found + (["history"] if text in image.config.raw.decode() else [])
 

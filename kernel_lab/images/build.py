@@ -11,6 +11,7 @@ from typing import NamedTuple, TextIO
 
 from kernel_lab import state
 from kernel_lab.cgroups.limits import Words
+from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.images import platforms, snapshots, store
 from kernel_lab.images.build_context import Context, workplace
 from kernel_lab.images.build_errors import BuildError
@@ -89,11 +90,12 @@ def build(
     asked = platforms.parse(platform) if isinstance(platform, str) else platform
     found = context if isinstance(context, Context) else Context.read(context, dockerfile)
     options = Options(args or {}, target, asked, labels or {}, fetch, pull)
+    group = Cgroup(**limits) if limits else None
     told = output if isinstance(output, Output) else automatic() if output is None else Output(output)
     with ExitStack() as until:
         until.callback(told.close)
         work = _work(kept or store.local(), found, told, until)
-        work.uses_cache, work.network, work.limits, work.secrets = cache, network, limits or Words(), secrets or {}
+        work.uses_cache, work.network, work.group, work.secrets = cache, network, group, secrets or {}
         stages = Stages(found.dockerfile, options, work)
         image = stages.image()
         for name in names:

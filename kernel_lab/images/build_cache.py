@@ -7,6 +7,7 @@ their layers with the image that comes of them, and go with `klab image prune`.
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from kernel_lab.images.descriptor import Descriptor
 from kernel_lab.images.image import Image
@@ -19,9 +20,9 @@ KEY = "kernel-lab.build.key"
 SCRATCH = "scratch"
 
 
-def key(parent: str, words: str, more: str = "") -> str:
-    """Of a step: the image that it stands on, what it does in the words of the history, and what else it depends on."""
-    return hashlib.sha256(json.dumps([parent, words, more]).encode()).hexdigest()
+def key(parent: str, words: str, settings: Mapping[str, Any], more: str = "") -> str:
+    """Of a step: the image that it stands on, what it does in the words of the history, the settings that come of it, and what else counts."""
+    return hashlib.sha256(json.dumps([parent, words, settings, more], sort_keys=True).encode()).hexdigest()
 
 
 def marks(parent: str, key: str) -> Mapping[str, str]:

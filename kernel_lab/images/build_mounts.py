@@ -14,18 +14,19 @@ from pathlib import Path
 
 from kernel_lab import state
 from kernel_lab.images import owners
-from kernel_lab.images.beneath import open_inside
+from kernel_lab.images.beneath import open_inside, place
 from kernel_lab.images.build_copy import Copying, sources
 from kernel_lab.images.build_errors import placed
 from kernel_lab.images.instructions import SCRIPTS, Run
 from kernel_lab.images.pack import NO_LINKS
 from kernel_lab.images.snapshots import MOST_FILES
-from kernel_lab.images.tree import Tree
+from kernel_lab.images.tree import Place, Tree
 from kernel_lab.images.unpack import Rules, unpack
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.kernel.flags import O
 from kernel_lab.namespaces.mnt import Bind
 from kernel_lab.namespaces.net import Net
+from kernel_lab.unionfs.whiteouts import FOUND
 from kernel_lab.unionfs.writable import Writable
 
 TARGET = ("target", "dst", "destination")
@@ -199,24 +200,29 @@ def _give(path: Path, fields: Fields, mode: int) -> None:
 def _take_away(root: int, below: Tree, target: str) -> None:
     parts = below.find(target).parts
     for count in range(len(parts), 0, -1):
-        if below.find("/".join(parts[:count])).mode:
-            return
         try:
             # The command may have put a link in its place, which leads anywhere.
             above = open_inside(root, os.fsencode("/".join(parts[: count - 1])), O.PATH | O.DIRECTORY, NO_LINKS)
         except KernelError:
             return
         try:
-            _remove_empty(above, parts[count - 1])
+            _remove_empty(above, parts[count - 1], below.find("/".join(parts[:count])))
         except OSError:  # the command has written something there
             return
         finally:
             os.close(above)
 
 
-def _remove_empty(directory: int, name: str) -> None:
+def _remove_empty(directory: int, name: str, below: Place) -> None:
+    """Removes what only a mount needed, and a directory that is as below: it has come up for that."""
     status = os.lstat(name, dir_fd=directory)
+    if below.mode and (_owned(status) != _owned(below.status) or FOUND.is_opaque(place(directory, os.fsencode(name)))):
+        return
     if stat.S_ISDIR(status.st_mode):
         os.rmdir(name, dir_fd=directory)
-    elif not status.st_size:
+    elif not status.st_size and not below.mode:
         os.unlink(name, dir_fd=directory)
+
+
+def _owned(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mode, status.st_uid, status.st_gid

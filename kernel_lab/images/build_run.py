@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel_lab.cgroups.limits import Words
 from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.command import Command
 from kernel_lab.container import Container
@@ -43,7 +42,7 @@ class Task:
     cwd: str
     user: str | None
     network: Net | None
-    limits: Words
+    group: Cgroup | None
     mounts: Mounts
 
 
@@ -54,10 +53,7 @@ def run(task: Task, image: Image, adding: Addition, identifier: str, write: Call
     """
     root = ImageRoot(image)
     mount = Mount(root, binds=task.mounts.binds, tmpfs=task.mounts.tmpfs, directories=[task.cwd] if task.cwd != "/" else ())
-    parts: list[Part] = [UTS(HOSTNAME), mount, IPC(), PID(), *_users()]
-    parts += [task.network] if task.network else []
-    parts += [Cgroup(**task.limits)] if task.limits else []
-    container = Container(*parts)
+    container = Container(UTS(HOSTNAME), mount, IPC(), PID(), *_users(), *filter(None, (task.network, task.group)))
     # One word is a program here, and no line to be split.
     argv = task.argv if len(task.argv) > 1 else (shlex.quote(task.argv[0]),)
     command = container.command(argv, task.env, task.cwd, task.user)

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from kernel_lab import records
-from kernel_lab.cgroups.limits import Words
+from kernel_lab.cgroups.part import Cgroup
 from kernel_lab.command import PATH, identity
 from kernel_lab.images import archive, build_cache, build_copy, build_fetch, build_mounts, build_run, build_settings, dockerignore, platforms, scope
 from kernel_lab.images.build_copy import Copying, Source
@@ -51,7 +51,7 @@ class Work:
     files: Callable[[Stage, Instruction, str], Tree] = field(init=False)
     uses_cache: bool = True
     network: Net | None = None
-    limits: Words = field(default_factory=lambda: Words())
+    group: Cgroup | None = None
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     trees: dict[str, Tree] = field(default_factory=dict)
 
@@ -125,21 +125,24 @@ class Building:
                 return self._change(self.scope.set(instruction))
         return self._change(instruction.expanded(self.scope.variables))
 
-    def _made(self, words: str, make: Callable[[], Draft], more: str = "") -> bool:
-        """The image of a step: from the cache, or else as `make` makes it."""
+    def _made(self, words: str, changes: Settings, layer: Callable[[], PutLayer | None], more: str = "", author: str | None = None) -> bool:
+        """The image of a step, from the cache or else of the layer that is made now. more: what the outcome depends on besides."""
         parent = self.image.id if self.image else f"{build_cache.SCRATCH} {platforms.words(self.platform)}"
-        key = build_cache.key(parent, words, more)
+        settings = {**self._settings(), **changes}
+        key = build_cache.key(parent, words, settings, more)
         found = build_cache.find(self._work.adding, key) if self._work.uses_cache else None
         if found:
             self._work.output.arrow("Using cache")
-        self.image = found or make().put(self._work.adding, annotations=build_cache.marks(parent, key))
+        self.image = found or self._anew(words, settings, layer(), author).put(self._work.adding, annotations=build_cache.marks(parent, key))
         self._is_base = False
         self._work.output.arrow(self.image.short_id)
         return found is not None
 
-    def _draft(self) -> Draft:
+    def _anew(self, words: str, settings: Settings, layer: PutLayer | None, author: str | None) -> Draft:
         draft = Draft.on(self.image) if self.image else Draft.scratch(self.platform)
-        return draft.with_settings({"OnBuild": None, **self._settings()})
+        said = {"created_by": words} | ({"author": author} if author else {})
+        draft = draft.with_settings(settings)
+        return draft.with_layer(layer, **said) if layer else draft.with_history(**said)
 
     def _settings(self) -> Settings:
         """As they are for those who build upon the image: docker gives each a PATH, and what ONBUILD says is not for their own."""
@@ -152,17 +155,12 @@ class Building:
         self._has_cmd = self._has_cmd or isinstance(instruction, Cmd)
         # A new SHELL is the one that docker names for its own step.
         words = build_settings.in_history(changed.words, {**self._settings(), **changed.settings})
-        said = {"created_by": words} | ({"author": changed.author} if changed.author else {})
-        return self._made(words, lambda: self._draft().with_settings(changed.settings).with_history(**said))
-
-    def _with(self, draft: Draft, layer: PutLayer | None, words: str) -> Draft:
-        return draft.with_layer(layer, created_by=words) if layer else draft.with_history(created_by=words)
+        return self._made(words, changed.settings, lambda: None, author=changed.author)
 
     def _workdir(self, instruction: Workdir) -> bool:
         changed = build_settings.changed(instruction, self._settings())
         words = build_settings.in_history(changed.words, self._settings())
-        path = str(changed.settings["WorkingDir"])
-        return self._made(words, lambda: self._with(self._draft().with_settings(changed.settings), self._directory(path), words))
+        return self._made(words, changed.settings, lambda: self._directory(str(changed.settings["WorkingDir"])))
 
     def _directory(self, path: str) -> PutLayer | None:
         """A layer with a directory that is missing; it is the user's, as with BuildKit."""
@@ -178,12 +176,12 @@ class Building:
         flags = [f"--{name}={value}" for name, value in (("chown", copy.chown), ("chmod", copy.chmod)) if value]
         words = build_settings.in_history(" ".join((copy.keyword, *flags, copying.digest, "in", copying.destination)), self._settings())
 
-        def made() -> Draft:
+        def layer() -> PutLayer:
             tree = self._work.tree(self.image)
             owned = replace(copying, owner=build_copy.owner(copy.chown, tree) if copy.chown else None)
-            return self._draft().with_layer(put_layer(self._work.adding, owned.layer(tree, self._work.output.line)), created_by=words)
+            return put_layer(self._work.adding, owned.layer(tree, self._work.output.line))
 
-        return self._made(words, made)
+        return self._made(words, {}, layer)
 
     def _copying(self, copy: Copy | Add) -> Copying:
         fetched = [word for word in copy.sources if isinstance(copy, Add) and build_fetch.is_remote(word)]
@@ -241,10 +239,10 @@ class Building:
                 cwd,
                 str(settings.get("User") or "") or None,
                 self._network(run.network),
-                self._work.limits,
+                self._work.group,
                 mounts,
             )
-            return self._made(words, lambda: self._with(self._draft(), self._carried_out(task), words), mounts.key)
+            return self._made(words, {}, lambda: self._carried_out(task), mounts.key)
 
     def _carried_out(self, task: Task) -> PutLayer | None:
         if self.image is None:

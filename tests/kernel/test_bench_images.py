@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -152,14 +153,25 @@ def test_nothing_is_left_after_an_interrupt(image: Image, number: signal.Signals
     assert not folder.exists() and not mentioning(folder)
 
 
-def mentioning(folder: Path) -> list[str]:
-    """The processes whose command line has this folder in it."""
+def test_a_command_that_is_interrupted_leaves_no_process(tmp_path: Path) -> None:
+    """Not in the background of a shell either, where SIGINT is ignored."""
+    waits = [shutil.which("tail"), "-f", str(tmp_path / "never")]
+    (tmp_path / "never").touch()
+    code = f"from kernel_lab.benchmarks.images_speed import spend; spend(['sh', '-c', '{' '.join(map(str, waits))} & wait'])"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as bench:
+        assert soon(lambda: len(mentioning(tmp_path / "never")) == 3)
+        bench.send_signal(signal.SIGINT)
+        _, said = bench.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in said
+    assert soon(lambda: not mentioning(tmp_path / "never"))  # an orphan is reaped by somebody else
+
+
+def mentioning(path: Path) -> list[str]:
+    """The processes whose command line has this path in it."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found += [str(path)] if os.fsencode(folder) in path.read_bytes() else []
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += [str(file)] if os.fsencode(path) in file.read_bytes() else []
     return found
 
 

@@ -1,7 +1,7 @@
 """The same Dockerfiles built by the kit and by buildah: the same files, owners, modes, times and settings.
 
-Both images are unpacked by containers/storage, so that nothing of the kit's reads what is compared. Where buildah differs from docker, DIFFERENCES says
-so, and the kit is with docker.
+Both images are unpacked by containers/storage, so that nothing of the kit's reads what is compared. Where buildah differs from docker, DIFFERENCES
+says so, and the kit is with docker.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """COPY, ADD and WORKDIR: which files come where, as what, and what is refused. No container is needed for any of it."""
 
 import hashlib
-import io
 import os
 import socket
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_lab import UsageError
-from kernel_lab.images.build_errors import BuildError
+from kernel_lab.images.draft import Draft, put_layer
+from kernel_lab.images.image import Image
 from kernel_lab.images.snapshots import beside
 
 
@@ -162,7 +163,7 @@ def test_nothing_outside_the_context_is_copied(kitchen: Kitchen, tmp_path: Path)
         ("COPY missing /x", "missing: there is no such file$"),
         ("COPY no*thing /x", r"no\*thing: there is no such file$"),
         ("COPY a d /x", "/x: several files or directories"),
-        ("COPY [ab]* /x", "/x: several files or directories"),
+        ("COPY [ad]* /x", "/x: several files or directories"),
         ("COPY --chown=nobody-knows a /x", "user 'nobody-knows'"),
         ("COPY --chown=app:nobody-knows a /x", "group 'nobody-knows'"),
         ("COPY --chown=app: a /x", "--chown=app:: it is written USER or USER:GROUP"),
@@ -201,7 +202,7 @@ def test_what_dockerignore_excludes_is_not_there(kitchen: Kitchen) -> None:
     kitchen.write("a", "b.log", "d/c.log", "d/keep.log", "e/f")
     kitchen.write(**{".dockerignore": "**/*.log\n!d/keep.log\ne\n"})
     assert set(contents(kitchen.build("FROM scratch\nCOPY . /\n").image)) == {".dockerignore", "a", "d/keep.log"}
-    with pytest.raises(UsageError, match="b.log: there is no such file; see whether .dockerignore excludes it"):
+    with pytest.raises(UsageError, match=r"b\.log: there is no such file; see whether \.dockerignore excludes it"):
         kitchen.build("FROM scratch\nCOPY b.log /\n")
 
 
@@ -232,9 +233,6 @@ def test_files_of_a_stage_and_an_image_keep_their_owners(kitchen: Kitchen) -> No
 def test_a_whiteout_counts_when_files_are_copied_from_an_image(kitchen: Kitchen) -> None:
     kitchen.base("base", {"d/": "", "d/a": "a", "d/b": "b"})
     with kitchen.store.adding() as adding:
-        from kernel_lab.images.draft import Draft, put_layer
-        from kernel_lab.images.image import Image
-
         top = put_layer(adding, [archive({"d/.wh.a": "", "d/c": "c"})])
         Draft.on(Image.find(kitchen.store, "base")).with_layer(top).put(adding, "less")
     assert contents(kitchen.build("FROM scratch\nCOPY --from=less /d /x\n").image) == {"x/b": "b", "x/c": "c"}
@@ -293,7 +291,7 @@ def test_a_sparse_file_of_an_archive_is_whole(kitchen: Kitchen, tmp_path: Path) 
     with (tmp_path / "sparse").open("wb") as file:
         file.seek(1 << 20)
         file.write(b"end")
-    os.system(f"tar -C {tmp_path} --sparse -cf {kitchen.context}/a.tar sparse")
+    subprocess.run(["tar", "-C", tmp_path, "--sparse", "-cf", kitchen.context / "a.tar", "sparse"], check=True)
     image = kitchen.build("FROM scratch\nADD a.tar /\n").image
     assert contents(image)["sparse"] == "\0" * (1 << 20) + "end"
 
@@ -341,10 +339,11 @@ def test_add_fetches_what_is_at_an_address_and_unpacks_nothing(address: str, kit
     assert list(copied(kitchen, f"ADD --checksum={right} --chmod=644 {address}/file.tar /y")) == ["y"]
     again = kitchen.build(f"FROM scratch\nADD {address}/file.tar?x=1 {address}/moved%2Fname /x/\n")
     assert again.steps[1].cached
-    for line, why in ((f"ADD {address}/none /x", "the server says 404"), (f"ADD --checksum=sha256:{'0' * 64} {address}/file.tar /y", "has the checksum")):
+    wrong = f"--checksum=sha256:{'0' * 64}"
+    for line, why in ((f"ADD {address}/none /x", "the server says 404"), (f"ADD {wrong} {address}/file.tar /y", "has the checksum")):
         with pytest.raises(UsageError, match=f"Dockerfile:2: ADD: .*{why}"):
             kitchen.build(f"FROM scratch\n{line}\n")
-    with pytest.raises(UsageError, match="Dockerfile:2: ADD: http://127.0.0.1:1/x: "):
+    with pytest.raises(UsageError, match=r"Dockerfile:2: ADD: http://127\.0\.0\.1:1/x: "):
         kitchen.build("FROM scratch\nADD http://127.0.0.1:1/x /x\n")
 
 
@@ -355,13 +354,15 @@ def test_workdir_is_made_and_is_the_users(kitchen: Kitchen) -> None:
     kitchen.base("base", USERS | {"there/": ""})
     made = kitchen.build("FROM base\nUSER app\nWORKDIR /there\nWORKDIR new/sub\n")
     assert made.steps[2].layer is None  # it was there
-    assert {name: file.owner for name, file in layer(made.image).items()} == {"there": (0, 0), "there/new": (1000, 1001), "there/new/sub": (1000, 1001)}
+    owners = {name: file.owner for name, file in layer(made.image).items()}
+    assert owners == {"there": (0, 0), "there/new": (1000, 1001), "there/new/sub": (1000, 1001)}
     assert made.image.settings["WorkingDir"] == "/there/new/sub"
 
 
 # Whatever is copied, an unpacked image has it.
 
-names = st.text(st.characters(codec="utf-8", exclude_characters="/\0$\\\"'"), min_size=1, max_size=8).filter(lambda name: name not in (".", "..") and ".wh." not in name)
+characters = st.characters(codec="utf-8", exclude_characters="/\0")
+names = st.text(characters, min_size=1, max_size=8).filter(lambda name: name not in (".", ".."))
 
 
 @given(st.dictionaries(st.lists(names, min_size=1, max_size=3).map(tuple), st.binary(max_size=2000), max_size=6))
@@ -376,5 +377,8 @@ def test_a_tree_comes_out_as_it_went_in(tmp_path_factory: pytest.TempPathFactory
     (kitchen.context / "top").mkdir(exist_ok=True)
     image = kitchen.build("FROM scratch\nCOPY top /top\n").image
     unpacked = beside(kitchen.store).directories(image)[0]
-    seen = [{str(path.relative_to(top)): path.read_bytes() if path.is_file() else None for path in top.rglob("*")} for top in (kitchen.context / "top", unpacked / "top")]
-    assert seen[0] == seen[1]
+    assert found(unpacked / "top") == found(kitchen.context / "top")
+
+
+def found(top: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(top)): path.read_bytes() if path.is_file() else None for path in top.rglob("*")}

@@ -184,7 +184,7 @@ def _looked_at(before: Image, after: Image) -> str | NotYet:
     new = [number for number, diff_id in enumerate(diff_ids, 1) if diff_id not in before.config.diff_ids]
     if len(new) != 1 or new != [len(diff_ids)]:
         return not_yet("layers", f"on the next day, of its {len(diff_ids)} layers these are others: {', '.join(map(str, new))}")
-    return f"it sells as nobody's root, has no trace of press and key, and on the next day one of its {len(diff_ids)} layers is another, the last one"
+    return f"its container is not root, press and key have left no trace, and on the next day only the last of its {len(diff_ids)} layers is another"
 
 
 def _last(printed: Sequence[str]) -> str:
