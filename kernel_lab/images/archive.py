@@ -81,7 +81,8 @@ class Archive:
                 continue
             yield self._whole(entry, data, block, records, longer)
             self._skip()
-            records, longer = {}, {}
+            if records or longer:
+                records, longer = {}, {}
         if records or longer:
             raise self._truncated()
         for _ in self._pieces:  # a digest is of what stands behind the end, too
@@ -124,9 +125,13 @@ class Archive:
         return UsageError(f"an archive ends in the middle, after {self._latest}: it is truncated; fetch it again")
 
     def _skip(self) -> None:
-        for _ in self._flow(self._left + self._padding):
-            pass
+        over = self._left + self._padding
         self._left = self._padding = 0
+        if over <= len(self._here):  # as mostly: what is left is the padding
+            self._here = self._here[over:]
+            return
+        for _ in self._flow(over):
+            pass
 
     def _extension(self, size: int) -> bytes:
         if size > MOST_EXTENDED:
@@ -139,7 +144,8 @@ class Archive:
     def _whole(self, entry: Entry, data: int, block: bytes, records: dict[bytes, bytes], longer: dict[bytes, bytes]) -> Entry:
         """The entry with all that the headers before it and the segments behind it say."""
         entry, data = _extended(entry, data, records)
-        entry = entry._replace(name=longer.get(LONG_NAME, entry.name), link=longer.get(LONG_LINK, entry.link))
+        if longer:
+            entry = entry._replace(name=longer.get(LONG_NAME, entry.name), link=longer.get(LONG_LINK, entry.link))
         if entry.kind in (OLD_FILE, CONTIGUOUS):
             # Before ustar, a directory was a file whose name ends so.
             entry = entry._replace(kind=DIRECTORY if entry.kind == OLD_FILE and entry.name.endswith(b"/") else FILE)
@@ -157,7 +163,9 @@ class Archive:
             name, size, numbers = sparse
             entry = entry._replace(name=name or entry.name, size=size)
             return _segmented(entry, self._numbers() if numbers is None else numbers, self._left)
-        return entry._replace(size=self._left, segments=((0, self._left),)) if self._left else entry._replace(size=0)
+        if entry.size == self._left:
+            return entry
+        return entry._replace(size=self._left, segments=((0, self._left),) if self._left else ())
 
     def _old_sparse(self, entry: Entry, block: bytes) -> Entry:
         """GNU's first way: a list in the header, and in blocks behind it (tar(5), "GNU tar archives")."""
@@ -195,18 +203,15 @@ def _header(block: bytes) -> tuple[Entry, int]:
     if magic[:6] == _USTAR_MAGIC and prefix[0]:
         name = prefix.partition(b"\0")[0] + b"/" + name
     device = os.makedev(_half_of_device(major), _half_of_device(minor)) if kind in (CHARACTER, BLOCK_DEVICE) else 0
-    entry = Entry(
-        name,
-        kind,
-        0,
-        _natural(mode, "mode") & 0o7777,
-        _id(_natural(uid, "uid")),
-        _id(_natural(gid, "gid")),
-        _number(mtime) * SECOND,
-        link.partition(b"\0")[0],
-        device,
-    )
-    return entry, _natural(size, "size")
+    data = _natural(size, "size")
+    here, segments = (data, ((0, data),)) if kind == FILE and data else (0, ())
+    entry = Entry(name, kind, here, *_access(mode, uid, gid), _number(mtime) * SECOND, link.partition(b"\0")[0], device, {}, segments)
+    return entry, data
+
+
+@lru_cache(1024)  # most files of a layer have the same
+def _access(mode: bytes, uid: bytes, gid: bytes) -> tuple[int, int, int]:
+    return _natural(mode, "mode") & 0o7777, _id(_natural(uid, "uid")), _id(_natural(gid, "gid"))
 
 
 def _check(block: bytes, checksum: bytes) -> None:
@@ -217,7 +222,6 @@ def _check(block: bytes, checksum: bytes) -> None:
         raise UsageError(f"this is no tar archive, or a damaged one: a header's checksum is {named}, and its bytes have {found}")
 
 
-@lru_cache(1024)  # most files of a layer have the same owner and mode
 def _number(field: bytes) -> int:
     """Octal digits; or, with the first bit set, two's complement in the rest (tar(5), "Numeric extensions")."""
     if field[0] & 0x80:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, NamedTuple, NoReturn, TypeVar
 
 from kernel_lab import state
 from kernel_lab.images import archive
@@ -107,8 +107,10 @@ def unpack(chunks: Iterable[bytes], root: int, rules: Rules, digest: str = SHA25
         tree.begin()
         entries = Archive(inner.of(decompressed(compression, pieces, rules.most)))
         for entry in entries:
-            with _named(entry):
+            try:
                 tree.add(entry, entries)
+            except OSError as error:
+                _refuse(error, entry)
         tree.finish()
     if same:
         outer = inner
@@ -137,14 +139,10 @@ def _whole(directory: Path) -> Iterator[int]:
         raise
 
 
-@contextmanager
-def _named(entry: Entry) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # it comes from where the chunks do
-            raise
-        raise KernelError(error.errno, f"unpack {entry}", look=_looks(error, entry)) from error
+def _refuse(error: OSError, entry: Entry) -> NoReturn:
+    if error.errno is None:  # it comes from where the chunks do
+        raise error
+    raise KernelError(error.errno, f"unpack {entry}", look=_looks(error, entry)) from error
 
 
 def _looks(error: OSError, entry: Entry) -> str:
@@ -171,6 +169,7 @@ class _Tree:
         # Until then they wait in a file, since there may be many.
         self._waiting = waiting
         self._places = array("Q")
+        self._end = 0  # of the file, whose position nobody has to ask for
 
     def begin(self) -> None:
         """The root is as it is below, until an entry says something else."""
@@ -182,16 +181,19 @@ class _Tree:
         self._count_one(entry)
         self._directories.renew()
         parts = components(entry, entry.name)
-        if any(part.startswith(_OWN) and part != _OPAQUE for part in parts):
-            return  # what AUFS kept in a branch for itself
-        if any(part.startswith(_WHITEOUT) for part in parts[:-1]):
-            raise UsageError(f"{entry}: is below a whiteout, which is no directory")
         if not parts:
             self._add_root(entry)
-        elif parts[-1].startswith(_WHITEOUT):
-            self._hide(entry, parts)
+        elif _WHITEOUT in entry.name and (marked := [part for part in parts if part.startswith(_WHITEOUT)]):
+            self._add_marked(entry, parts, marked)
         else:
             self._make(entry, parts, content)
+
+    def _add_marked(self, entry: Entry, parts: Sequence[bytes], marked: Sequence[bytes]) -> None:
+        if any(part.startswith(_OWN) and part != _OPAQUE for part in marked):
+            return  # what AUFS kept in a branch for itself
+        if len(marked) > 1 or not parts[-1].startswith(_WHITEOUT):
+            raise UsageError(f"{entry}: is below a whiteout, which is no directory")
+        self._hide(entry, parts)
 
     def _count_one(self, entry: Entry) -> None:
         self._count += 1
@@ -203,14 +205,17 @@ class _Tree:
         """Gives directories what had to wait: those inside before those around them, which may shut this user out; and of two entries, the later."""
         self._had.clear()
         finished: set[int] = set()
+        self._waiting.flush()
         for start in reversed(self._places):
-            self._waiting.seek(start)
-            entry: Entry = pickle.load(self._waiting)
+            entry: Entry = pickle.loads(os.pread(self._waiting.fileno(), self._end - start, start))
+            self._end = start
             if (path := hash(entry.name)) in finished:
                 continue
             finished.add(path)
-            with _named(entry):
+            try:
                 self._finish(entry)
+            except OSError as error:
+                _refuse(error, entry)
 
     def _finish(self, entry: Entry) -> None:
         try:
@@ -220,7 +225,7 @@ class _Tree:
                 return  # a later entry has taken its place
             raise
         try:
-            for name in list_attributes(f"/proc/self/fd/{here}", follow=True):
+            for name in list_attributes(here, follow=True):
                 if name not in entry.xattrs and not name.startswith(OF_THIS_MACHINE):
                     os.removexattr(here, name)  # a lower layer's
             self._dress(entry, here)
@@ -266,8 +271,8 @@ class _Tree:
         self._wait(entry)
 
     def _wait(self, entry: Entry) -> None:
-        self._places.append(self._waiting.seek(0, os.SEEK_END))
-        pickle.dump(entry, self._waiting)
+        self._places.append(self._end)
+        self._end += self._waiting.write(pickle.dumps(entry))
 
     def _make_file(self, entry: Entry, parent: int, name: bytes, content: Archive) -> None:
         if entry.size > self._rules.most:

@@ -80,7 +80,7 @@ def _copy_attributes(source: str, status: os.stat_result, target: str) -> None:
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
 
 
-def list_attributes(path: str, follow: bool = False) -> list[str]:
+def list_attributes(path: str | int, follow: bool = False) -> list[str]:
     """The names of a file's extended attributes, none on a file system that has no such things."""
     try:
         return os.listxattr(path, follow_symlinks=follow)
