@@ -33,8 +33,9 @@ PIVOT = "/./"  # before it, `--parents` keeps nothing
 
 
 class Source(NamedTuple):
-    """Something to be copied: a file, or a directory's contents. name: as it is called. parents: the directories that it keeps (`--parents`).
-    fetched: from an address; it is never unpacked.
+    """Something to be copied: a file, or a directory's contents.
+
+    name: as it is called. parents: the directories that it keeps (`--parents`). fetched: it comes from an address, and is never unpacked.
     """
 
     tree: Tree

@@ -7,8 +7,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import httpx
-
 from kernel_lab.kernel.errors import UsageError
 
 REMOTE = re.compile(r"(https?|git|ssh|ftp)://|git@", re.IGNORECASE)
@@ -29,6 +27,8 @@ def fetch(address: str, directory: Path, checksum: str | None = None) -> Path:
     """
     if checksum and not _CHECKSUM.fullmatch(checksum):
         raise UsageError(f"--checksum={checksum}: it is written sha256: and 64 digits")
+    import httpx  # no other step needs it, and it takes as long to be loaded as a step
+
     split = urlsplit(address)
     if split.scheme.lower() not in ("http", "https") or split.path.endswith(".git"):
         raise UsageError(f"{address}: ADD fetches files by HTTP; a repository is cloned by RUN git clone")
@@ -49,6 +49,8 @@ def fetch(address: str, directory: Path, checksum: str | None = None) -> Path:
 
 
 def _fetched(address: str, path: Path) -> tuple[str, float | None]:
+    import httpx
+
     hashed = hashlib.sha256()
     with httpx.stream("GET", address, follow_redirects=True, timeout=SILENCE) as answer, path.open("xb") as file:
         if answer.status_code != httpx.codes.OK:

@@ -242,7 +242,8 @@ class Building:
                 self._work.group,
                 mounts,
             )
-            return self._made(words, {}, lambda: self._carried_out(task), mounts.key)
+            more = "\n".join((*run.mounts, run.network or "", mounts.key))
+            return self._made(words, {}, lambda: self._carried_out(task), more)
 
     def _carried_out(self, task: Task) -> PutLayer | None:
         if self.image is None:

@@ -112,7 +112,10 @@ def test_run_sees_the_variables_the_user_and_the_directory(kitchen: Kitchen) -> 
 
 def test_another_argument_is_another_step(kitchen: Kitchen) -> None:
     text = "FROM busybox\nARG V=1\nRUN echo $V\nENV V=3\nRUN echo $V > /x\n"
-    cached = [[step.cached for step in kitchen.build(text, args=args).steps] for args in ({}, {}, {"V": "2"}, {"V": "1"})]
+    builds = [kitchen.build(text, args=args) for args in ({}, {}, {"V": "2"}, {"V": "1"})]
+    cached = [[step.cached for step in made.steps] for made in builds]
+    # What ENV has replaced is no argument any more.
+    assert [step.line["created_by"] for step in builds[0].image.history][2::2] == ["|1 V=1 /bin/sh -c echo $V", "/bin/sh -c echo $V > /x"]
     assert cached[1] == [False, True, True, True, True]
     assert cached[2] == [False, True, False, False, False]
     assert cached[3] == cached[1]
@@ -135,8 +138,11 @@ def test_an_ordinary_users_run_has_all_ids_that_he_was_granted(kitchen: Kitchen)
 
 def test_a_file_that_is_anybodys_is_so_for_an_ordinary_user_too(kitchen: Kitchen) -> None:
     """Also in a directory that a layer below has given to somebody."""
-    kitchen.write("a")
-    text = "FROM busybox AS one\nCOPY --chown=1000:1001 a /home/app/a\nCOPY a /home/app/b\nFROM scratch\nCOPY --from=one /home /x\n"
+    kitchen.write("a", "d/c")
+    os.link(kitchen.context / "d/c", kitchen.context / "d/d")
+    text = "FROM busybox AS one\nCOPY --chown=1000:1001 a /home/app/a\nCOPY a /home/app/b\nCOPY --chown=7:8 d /tmp/\nFROM scratch\n"
+    assert layer(kitchen.build(f"{text}COPY --from=one /tmp/d /d\n").image)["d"].owner == (7, 8)
+    text += "COPY --from=one /home /x\n"
     owners = {name: file.owner for name, file in layer(kitchen.build(text).image).items()}
     assert owners == {"x": (0, 0), "x/app": (1000, 1001), "x/app/a": (1000, 1001), "x/app/b": (0, 0)}
 
@@ -191,6 +197,8 @@ def test_a_mount_counts_in_the_cache(kitchen: Kitchen) -> None:
     assert kitchen.build(text).steps[1].cached
     kitchen.write(**{"d/a": "new"})
     assert not kitchen.build(text).steps[1].cached
+    for flag in ("--mount=type=tmpfs,target=/t", "--network=none", ""):
+        assert [kitchen.build(f"FROM busybox\nRUN {flag} true\n").steps[1].cached for _ in range(2)] == [False, True]
 
 
 def test_a_cache_mount_stays_for_the_next_build(kitchen: Kitchen) -> None:
@@ -220,9 +228,16 @@ def test_what_a_run_does_to_the_places_of_its_mounts_counts(kitchen: Kitchen) ->
 def test_a_link_in_place_of_a_mount_point_removes_nothing_outside(kitchen: Kitchen, tmp_path: Path) -> None:
     (tmp_path / "victim/inner").mkdir(parents=True)
     # Unmounted inside, its place is the command's.
-    line = f"RUN --mount=type=tmpfs,target=/a/inner umount /a/inner && rm -r /a && ln -s {tmp_path}/victim /a"
-    kitchen.build(f"FROM busybox\n{line}\n")
+    begin = "FROM busybox\nRUN --mount=type=tmpfs,target=/a/inner umount /a/inner && rm -r /a &&"
+    kitchen.build(f"{begin} ln -s {tmp_path}/victim /a\n")
     assert (tmp_path / "victim/inner").is_dir()
+    made = kitchen.build(f"{begin} mkdir -p /other/inner && ln -s other /a\n")
+    assert "other/inner" in layer(made.image)
+
+
+def test_a_directory_that_is_made_anew_hides_what_was_in_it(kitchen: Kitchen) -> None:
+    made = kitchen.build("FROM busybox\nRUN --mount=type=tmpfs,target=/etc/new umount /etc/new && rm -r /etc && mkdir -p /etc/new\n")
+    assert list(layer(made.image)) == [".", "etc", "etc/.wh..wh..opq"]
 
 
 # What fails, and what is left then.

@@ -232,7 +232,10 @@ def commands(config: Mapping[str, Any]) -> list[str]:
     return [line.partition("#(nop) ")[2].partition(" ")[0] or line for line in lines]
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in DOCKERFILES.iterdir()))
+NAMES = sorted(path.name for path in DOCKERFILES.iterdir())
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs("mmdebstrap") if name in DEBIAN else ()) for name in NAMES])
 def test_the_image_is_that_of_buildah(name: str, store: Store, buildah: Buildah, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if name in DEBIAN:
         request.getfixturevalue("debian")

@@ -125,9 +125,11 @@ def test_the_same_files_are_the_same_layer(kitchen: Kitchen, tmp_path: Path) -> 
 
 
 def test_links_of_the_image_lead_where_they_would_in_a_container(kitchen: Kitchen) -> None:
-    kitchen.base("base", {"real/": "", "abs": "-> /real", "up": "-> ../../../real/up", "gone": "-> /later/on", "file": "old", "tofile": "-> file"})
+    links = {"abs": "-> /real", "up": "-> ../../../real/up", "gone": "-> /later/on", "tofile": "-> file", "s/abs": "-> /real"}
+    kitchen.base("base", {"real/": "", "file": "old", "s/": ""} | links)
     kitchen.write("a")
     assert contents(kitchen.build("FROM base\nCOPY a /abs/x\n").image) == {"real/x": "a"}
+    assert contents(kitchen.build("FROM base\nCOPY a /s/abs/x\n").image) == {"real/x": "a"}
     assert contents(kitchen.build("FROM base\nCOPY a /abs/\n").image) == {"real/a": "a"}
     assert contents(kitchen.build("FROM base\nCOPY a /up/sub/\n").image) == {"real/up/sub/a": "a"}
     assert contents(kitchen.build("FROM base\nCOPY a /gone/\n").image) == {"later/on/a": "a"}
@@ -173,6 +175,7 @@ def test_nothing_outside_the_context_is_copied(kitchen: Kitchen, tmp_path: Path)
         ("COPY a /file/x", "/file: is no directory in the image"),
         ("COPY d /", "/e: what is copied there is a directory, and in the image it is no directory"),
         ("COPY a /", "/a: what is copied there is no directory, and in the image it is one"),
+        ("COPY up /", "/n/m: what is copied there is a directory"),
         ("COPY .wh.a /", "/.wh.a: no file of a layer can have a name that begins"),
         ("COPY --from=none a /x", "'none': there is no image of this name"),
         ("ADD --checksum=sha256:0 a /x", "--checksum is for what is fetched"),
@@ -184,8 +187,8 @@ def test_nothing_outside_the_context_is_copied(kitchen: Kitchen, tmp_path: Path)
     ],
 )
 def test_what_is_refused_says_where_and_why_and_leaves_nothing(instruction: str, why: str, kitchen: Kitchen) -> None:
-    kitchen.base("base", {**USERS, "file": "", "e": "", "a/": ""})
-    kitchen.write("a", "d/e/f", ".wh.a")
+    kitchen.base("base", {**USERS, "file": "", "e": "", "a/": "", "n/": "", "n/m": ""})
+    kitchen.write("a", "d/e/f", ".wh.a", "up/n/m/f")
     before = kitchen.store.images()
     with pytest.raises(UsageError) as error:
         kitchen.build(f"FROM base\n{instruction}\n")
