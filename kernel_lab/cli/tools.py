@@ -95,6 +95,18 @@ def images(rounds: int, cases: tuple[str, ...], image: str | None, into: Path | 
 
 
 @bench.command()
+@click.option("--rounds", default=3, show_default=True, help="Repetitions.")
+@click.option("--size", default="1G", show_default=True, help="Of the blob.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def registry(rounds: int, size: str, as_json: bool) -> int:
+    """How fast a registry takes and gives a large blob, and in how much memory: this kit's, and docker's own."""
+    from kernel_lab.benchmarks.registry_speed import bench_registry
+    from kernel_lab.cgroups.amounts import size as amount
+
+    return bench_registry(rounds, as_json, amount(size, "--size"))
+
+
+@bench.command()
 @click.option("--rounds", default=20, show_default=True, help="Repetitions, of containers.")
 @click.option("--guest-rounds", default=3, show_default=True, help="Repetitions, of virtual machines.")
 @click.option("--crowd", default=100, show_default=True, help="Idle containers to see what the next one takes.")
