@@ -2,10 +2,10 @@
 
 import signal
 import sys
-from importlib import import_module
 
 import click
 
+from kernel_lab.cli.lazy import Lazy
 from kernel_lab.kernel.errors import KernelError, UsageError
 from kernel_lab.refusals import CommandError
 
@@ -22,24 +22,9 @@ MODULES = {
     "build": "build",
     "tools": "doctor cleanup bench version",
 }
-PLACES = {name: module for module, names in MODULES.items() for name in names.split()}
 
 
-class _Klab(click.Group):
-    """A command's module is loaded when the command is asked for: what a registry needs takes longer than a container to be started."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(PLACES)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in PLACES:
-            return None
-        module = import_module(f"kernel_lab.cli.{PLACES[cmd_name]}")
-        found: click.Command = next(command for command in module.COMMANDS if command.name == cmd_name)
-        return found
-
-
-@click.group(cls=_Klab, context_settings={"help_option_names": ["--help"], "max_content_width": 120})
+@click.group(cls=Lazy, modules=MODULES, context_settings={"help_option_names": ["--help"], "max_content_width": 120})
 def klab() -> None:
     """Containers, built from system calls."""
 

@@ -9,6 +9,7 @@ import click
 from tabulate import tabulate
 
 from kernel_lab import records
+from kernel_lab.cli.lazy import Lazy
 from kernel_lab.cli.words import ago, size
 from kernel_lab.images import base, build_cache, platforms, snapshots, store
 from kernel_lab.images.descriptor import Descriptor
@@ -23,7 +24,7 @@ NONE = "<none>"
 LONGEST_LINE = 60
 
 
-@click.group()
+@click.group(cls=Lazy, modules={"archives": "save load import", "build": "build", "remote": "pull push"})
 def image() -> None:
     """Images: what containers are started from."""
 

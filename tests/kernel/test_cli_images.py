@@ -139,7 +139,7 @@ def test_prune_takes_what_has_no_name_and_with_all_what_nobody_uses(klab: Shell,
 @pytest.mark.slow
 def test_images_travel_in_an_archive_and_keep_their_ids(klab: Shell, web: str, tmp_path: Path) -> None:
     made = klab("commit", web, "mine").strip()
-    klab("save", "-o", str(tmp_path / "saved.tar"), "mine", "busybox")
+    klab("image", "save", "-o", str(tmp_path / "saved.tar"), "mine", "busybox")
     other = Shell(tmp_path / "other")
     assert sorted(other.lines("load", "-i", str(tmp_path / "saved.tar"))) == ["Loaded image: busybox:latest", "Loaded image: mine:latest"]
     assert other.described("mine")["Id"] == made
