@@ -16,6 +16,7 @@ from kernel_lab.kernel.flags import O
 
 LONGEST = 1 << 20  # bytes of a file of users that are looked at
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ROOTS_HOME = "/root"
 MARK = ("container", "kernel-lab")  # the name that systemd and podman use too: programs look at it to know where they are
 LIMITS = {name.removeprefix("RLIMIT_").lower(): getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 
@@ -46,6 +47,12 @@ class Command:
     limits: tuple[tuple[int, int, int], ...] = ()
     terminal: bool = False
     hosts: bool = False
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Its environment but for a HOME that is its user's own: another command of the container may be another user's."""
+        home = self.user.home if self.user else ROOTS_HOME
+        return tuple(f"{name}={value}" for name, value in self.env if (name, value) != ("HOME", home))
 
     @property
     def path(self) -> str:
@@ -105,7 +112,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 def environment(roots: tuple[str, ...], given: Mapping[str, str] | None, user: User | None = None) -> tuple[tuple[str, str], ...]:
     """With a root of its own a container gets a small environment; in the host's tree it gets its creator's. `given` comes on top."""
-    base = {"PATH": PATH, "HOME": user.home if user else "/root"} if roots else dict(os.environ)
+    base = {"PATH": PATH, "HOME": user.home if user else ROOTS_HOME} if roots else dict(os.environ)
     base.update([MARK])
     for name, value in (given or {}).items():
         if not isinstance(name, str) or not isinstance(value, str) or not name or "=" in name or "\0" in name + value:

@@ -200,7 +200,7 @@ class Container:
             started=procfs.start_time(first.pid) or 0,  # 0: it has ended, and somebody else has reaped it (`exits`)
             creator=Creator.this(),
             command=first.command.argv,
-            env=tuple(f"{name}={value}" for name, value in first.command.env) if self.plan.roots else (),
+            env=first.command.given if self.plan.roots else (),
             cwd=first.command.cwd,
             user=str(first.command.user) if first.command.user else None,
             created=time.time(),

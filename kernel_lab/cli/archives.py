@@ -12,7 +12,7 @@ import click
 
 from kernel_lab import records, state
 from kernel_lab.cli.change import OPTION, changed
-from kernel_lab.cli.containers import opened
+from kernel_lab.cli.containers import Target, opened
 from kernel_lab.images import platforms, store
 from kernel_lab.images.exporting import export_image, export_root
 from kernel_lab.images.image import Image
@@ -71,9 +71,16 @@ def export(output: Path | None, name: str) -> None:
     skipped = partial(click.echo, err=True)
     if any(name in (record.name, record.id) for record in records.all()):
         with opened(name) as target:
-            _write(output, export_root(target.pid, skipped=skipped))
+            _write(output, _to_the_end(target, export_root(target.pid, skipped=skipped)))
     else:
         _write(output, export_image(Image.find(store.local(), name), skipped=skipped))
+
+
+def _to_the_end(target: Target, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    yield from chunks
+    # Its layer goes when it ends, and what was read after that was the image's alone.
+    if not target.record.alive():
+        raise UsageError(f"{target.record.name}: it has ended meanwhile, and what has been written is not all of it")
 
 
 def _write(output: Path | None, chunks: Iterable[bytes]) -> None:
@@ -85,9 +92,13 @@ def _write(output: Path | None, chunks: Iterable[bytes]) -> None:
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
         return
+    output = Path(os.path.realpath(output))
+    if output.exists() and not output.is_file():
+        raise UsageError(f"--output {output}: is no file, and would be replaced by one; leave the option away, and redirect the output")
     half = output.with_name(f".{output.name}.{state.Creator.this().stamp}")
     try:
-        with open(half, "xb") as file:
+        # A tree has files in it that only some may read.
+        with open(half, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             for chunk in chunks:
                 file.write(chunk)
         os.replace(half, output)

@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import ExitStack
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,15 @@ def build(
     PATH is the directory that COPY takes files from. - reads the standard input: a Dockerfile, and then there are no files; or an archive of a
     directory.
     """
+    if iidfile:
+        iidfile.unlink(missing_ok=True)  # that of a build before is not this one's
+    printed = StringIO()
     with ExitStack() as until:
         try:
             made = built(
                 _context(context, file, until),
                 tags=tags,
-                args=dict(_argument(text) for text in args),
+                args=dict(filter(None, map(_argument, args))),
                 target=target,
                 platform=platform,
                 labels=dict(_label(text) for text in labels),
@@ -75,9 +79,10 @@ def build(
                 network=next(iter(network_parts(network)), None),
                 limits=limits.words(settings),
                 secrets=dict(_secret(text) for text in secrets),
-                output=Output(lambda text: None) if quiet else automatic() if progress == "auto" else Output(sys.stdout),
+                output=Output(printed) if quiet else automatic() if progress == "auto" else Output(sys.stdout),
             )
         except BuildError as error:
+            click.echo(printed.getvalue(), nl=False, err=True)
             click.echo(f"klab: {error}", err=True)
             return error.code
     if iidfile:
@@ -112,11 +117,14 @@ def _fetch(name: str, platform: Platform | None) -> object:
     return pull(name, platform=platform)
 
 
-def _argument(text: str) -> tuple[str, str]:
+def _argument(text: str) -> tuple[str, str] | None:
+    """Of a NAME alone the caller's own variable, or none: then the ARG has its default."""
     name, equals, value = text.partition("=")
     if not name:
         raise UsageError(f"--build-arg {text!r}: it is written NAME=VALUE, or NAME for a variable of yours")
-    return name, value if equals else os.environ.get(name, "")
+    if equals:
+        return name, value
+    return (name, os.environ[name]) if name in os.environ else None
 
 
 def _label(text: str) -> tuple[str, str]:

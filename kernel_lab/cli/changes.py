@@ -58,9 +58,16 @@ def commit(author: str, comment: str, lines: tuple[str, ...], pause: bool, conta
         raise UsageError(f"{container}: was started from directories and no image, and what it has written lies on nothing that has a name")
     parent = Image.find(store.local(), record.image_id)
     settings = changed(lines, parent.settings)
+    said = {"created_by": " ".join(record.command), "author": author, "comment": comment}
     with _paused(record) if pause else nullcontext():
-        made = committed(record.layers[0], parent, name, settings=settings, created_by=" ".join(record.command), author=author, comment=comment)
+        made = committed(record.layers[0], parent, name, settings=settings, check=lambda: _check_running(record), **said)
     click.echo(made.id)
+
+
+def _check_running(record: Record) -> None:
+    # Its layer goes when it ends.
+    if not record.alive():
+        raise UsageError(f"{record.name}: it has ended meanwhile, and its layer may not have been read whole; no image has been made")
 
 
 @contextmanager

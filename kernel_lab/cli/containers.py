@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import select
 import signal as signals
 import time
@@ -21,6 +22,7 @@ from kernel_lab.records import Record
 
 GRACE = 10.0
 PATIENCE = 5.0
+REAL_TIME = re.compile(r"RT(MIN|MAX)([+-]\d+)?")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def stop(grace: float, names: tuple[str, ...]) -> None:
     """Ask containers to end, and kill those that do not."""
     for name in names:
         with opened(name) as target:
-            _send(target, _signal(target.record.stop_signal or "TERM"))
+            _send(target, _stop_signal(target.record))
             if not _ended(target, grace):
                 _send(target, signals.SIGKILL)
                 _ended(target, None)
@@ -169,7 +171,20 @@ def _ended(target: Target, seconds: float | None) -> bool:
     return bool(select.select([target.pidfd], [], [], seconds)[0])
 
 
+def _stop_signal(record: Record) -> int:
+    """What its image asks for; SIGTERM for what is no signal here: a container must end."""
+    try:
+        return _signal(record.stop_signal or "TERM")
+    except UsageError:
+        return signals.SIGTERM
+
+
 def _signal(text: str) -> int:
+    # systemd's own, SIGRTMIN+3, has no name of its own (signal(7)).
+    if found := REAL_TIME.fullmatch(text.upper().removeprefix("SIG")):
+        number = (signals.SIGRTMIN if found[1] == "MIN" else signals.SIGRTMAX) + int(found[2] or 0)
+        if signals.SIGRTMIN <= number <= signals.SIGRTMAX:
+            return number
     try:
         if text.isdecimal() and not 1 <= int(text) <= 64:
             raise UsageError(f"signal {text}: signals are numbered 1 to 64")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -200,19 +201,20 @@ def _users(found: Image) -> list[str]:
 
 
 @image.command()
-@click.option("--all", "-a", "everything", is_flag=True, help="Those with a name, too, unless a running container was started from them.")
+@click.option("--all", "-a", "everything", is_flag=True, help="Those with a name, too.")
 @click.option("--force", "-f", is_flag=True, help="Do not ask.")
 def prune(everything: bool, force: bool) -> None:
-    """Remove images that have no name, and what is left of others."""
-    what = "that no running container was started from" if everything else "that have no name"
-    if not force and not click.confirm(f"All images {what} will be removed. Go on?"):
+    """Remove images that have no name, unless a running container was started from them, and what is left of others."""
+    what = "All images" if everything else "All images that have no name"
+    if not force and not click.confirm(f"{what} will be removed, but for those that a running container was started from. Go on?"):
         return
     kept = store.local()
-    for descriptor in kept.images() if everything else ():
-        if not any(map(_users, images(kept, descriptor))):
-            kept.remove(descriptor.digest)
+    used = {descriptor.digest for descriptor in kept.images() if any(map(_users, images(kept, descriptor)))}
+    for digest in {descriptor.digest for descriptor in kept.images()} - used if everything else ():
+        with suppress(UsageError):  # somebody else has removed it just now
+            kept.remove(digest)
     partial.discard_old(kept.path, 0)
-    gone = kept.prune(unnamed=True)
+    gone = kept.prune(unnamed=True, but=used)
     unpacked = snapshots.beside(kept).prune(kept)
     click.echo("".join(f"Deleted: {name}\n" for name in (*gone.digests, *unpacked)), nl=False)
 

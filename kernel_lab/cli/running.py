@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,9 +142,10 @@ def _asked(root: str, name: str | None, words: tuple[str, ...], terminal: bool, 
     from kernel_lab.images.execution import execution
     from kernel_lab.images.root import ImageRoot
 
-    given = dict(_variable(text) for text in settings["env"])
+    given = _variables(settings["env"])
     runs = execution(image, words, entrypoint=settings["entrypoint"], env=given, cwd=settings["workdir"], user=settings["user"])
-    env = [f"{name}={value}" for name, value in runs.env.items()]
+    # The name alone of a variable that its caller has not takes away the image's, as with docker.
+    env = [f"{name}={value}" for name, value in runs.env.items() if name in given or name not in settings["env"]]
     settings = settings | {"env": env, "workdir": runs.cwd, "user": runs.user}
     container = _container(ImageRoot(image), name, settings)
     return container, _settled(container.plan.roots, runs.argv, terminal, settings)
@@ -234,7 +235,7 @@ def network_parts(network: str, address: str | None = None) -> list[Net]:
 
 
 def _settled(roots: tuple[str, ...], words: tuple[str, ...], terminal: bool, settings: dict[str, Any]) -> Command:
-    given = dict(_variable(text) for text in settings["env"])
+    given = _variables(settings["env"])
     if terminal:
         given.setdefault("TERM", os.environ.get("TERM", "xterm"))
     return commands.settled(
@@ -249,9 +250,15 @@ def _settled(roots: tuple[str, ...], words: tuple[str, ...], terminal: bool, set
     )
 
 
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    return name, value if equals else os.environ.get(name, "")
+def _variables(texts: Iterable[str]) -> dict[str, str]:
+    """`NAME=VALUE`, or the NAME of one of the caller's own; one that he has not either is left out."""
+    found: dict[str, str] = {}
+    for name, equals, value in (text.partition("=") for text in texts):
+        if equals or name in os.environ:
+            found[name] = value if equals else os.environ[name]
+        else:
+            found.pop(name, None)
+    return found
 
 
 def _limit(text: str) -> tuple[str, tuple[int, int]]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from kernel_lab.images.descriptor import Descriptor
 from kernel_lab.images.image import Image
-from kernel_lab.images.store import Addition, Store, name_of
+from kernel_lab.images.store import OWN, Addition, Store, name_of
 
 # Annotations of an image in the store's index.
-PARENT = "kernel-lab.build.parent"  # the id of the image that the step stands on
-KEY = "kernel-lab.build.key"
+PARENT = f"{OWN}build.parent"  # the id of the image that the step stands on
+KEY = f"{OWN}build.key"
 
 SCRATCH = "scratch"
 

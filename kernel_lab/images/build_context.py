@@ -13,6 +13,7 @@ from kernel_lab import state
 from kernel_lab.images.archive import BLOCK
 from kernel_lab.images.compression import Compression, recognise
 from kernel_lab.images.dockerfile import NAME, Dockerfile
+from kernel_lab.images.dockerignore import NAME as IGNORE
 from kernel_lab.images.dockerignore import Ignore
 from kernel_lab.images.snapshots import FLOOR, MOST_FILES
 from kernel_lab.images.store import CHUNK, Store
@@ -73,7 +74,17 @@ def from_stream(stream: BinaryIO, directory: Path, dockerfile: str | Path | None
         unpack(chunks, root, Rules(MOST, owner=lambda uid, gid: (os.geteuid(), os.getegid()), skipped=lambda why: None, most_entries=MOST_FILES))
     finally:
         os.close(root)
-    return Context.read(directory, directory / (dockerfile or NAME))
+    return Context.read(directory, _in_it(directory, str(dockerfile or NAME)))
+
+
+def _in_it(directory: Path, name: str) -> Path:
+    """The path of a Dockerfile that somebody else has sent, as what lies beside it: no link of theirs leads to a file of this machine's."""
+    top = os.path.realpath(directory)
+    for beside in (name, f"{name}.dockerignore", IGNORE):
+        path = Path(os.path.realpath(directory / beside))
+        if not path.is_relative_to(top) or (os.path.lexists(directory / beside) and not path.is_file()):
+            raise UsageError(f"{beside}: is no file of this context, which came from the standard input")
+    return directory / name
 
 
 def _is_archive(head: bytes) -> bool:

@@ -65,7 +65,8 @@ class Copying:
         """Of names, modes, owners and contents, and not of times, in docker's form: what kind of source, and a digest."""
         hashed = hashlib.sha256()
         for source in self.sources:
-            kept = "/".join(place.name for place in source.parents or ())
+            # Whether names are kept, and which: also that of a directory itself.
+            kept = () if source.parents is None else (*(place.name for place in source.parents), source.name)
             for parts, place in self._items(source):
                 if stat.S_ISSOCK(place.mode):
                     continue

@@ -128,13 +128,18 @@ def of(run: Run, workdir: str, given: Given, folder: Folder, until: ExitStack) -
 def _bind(fields: Fields, given: Given, folder: Folder, until: ExitStack, mounts: Mounts) -> Path:
     tree = given.tree(fields.get("from"))
     copying = Copying(sources(tree, [fields.get("source") or "."]), "/")
-    mounts.key += copying.digest
+    if len(copying.sources) > 1:
+        raise UsageError(f"--mount: source={fields['source']}: these are {len(copying.sources)}, and one of them can be shown at {fields['target']}")
+    digest = copying.digest
+    mounts.key += digest
     directory = folder()
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         unpack(copying.layer(Tree(()), lambda word: None), root, Rules(1 << 62, owner=owners.on_disk(), most_entries=MOST_FILES))
     finally:
         os.close(root)
+    if copying.digest != digest:
+        raise UsageError("files have changed while they were copied; build again")
     (source,) = copying.sources
     return directory if source.place.is_directory else directory / source.name
 

@@ -1,5 +1,6 @@
 """A stage while it is built: each instruction makes an image of the one before, unless the cache has it."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -174,12 +175,17 @@ class Building:
     def _copy(self, copy: Copy | Add) -> bool:
         copying = self._copying(copy)
         flags = [f"--{name}={value}" for name, value in (("chown", copy.chown), ("chmod", copy.chmod)) if value]
-        words = build_settings.in_history(" ".join((copy.keyword, *flags, copying.digest, "in", copying.destination)), self._settings())
+        digest = copying.digest
+        words = build_settings.in_history(" ".join((copy.keyword, *flags, digest, "in", copying.destination)), self._settings())
 
         def layer() -> PutLayer:
             tree = self._work.tree(self.image)
             owned = replace(copying, owner=build_copy.owner(copy.chown, tree) if copy.chown else None)
-            return put_layer(self._work.adding, owned.layer(tree, self._work.output.line))
+            made = put_layer(self._work.adding, owned.layer(tree, self._work.output.line))
+            # Under the key of other files it would be found again when these are back.
+            if copying.digest != digest:
+                raise UsageError("files have changed while they were copied; build again")
+            return made
 
         return self._made(words, {}, layer)
 
@@ -242,7 +248,7 @@ class Building:
                 self._work.group,
                 mounts,
             )
-            more = "\n".join((*run.mounts, run.network or "", mounts.key))
+            more = "\n".join(filter(None, (*run.mounts, run.network, mounts.key, *_unclear(run, argv, arguments))))
             return self._made(words, {}, lambda: self._carried_out(task), more)
 
     def _carried_out(self, task: Task) -> PutLayer | None:
@@ -264,6 +270,14 @@ class Building:
         if word == "host" and self._work.network is not None:
             raise UsageError("--network=host: this machine's network is to be given to the whole build first: klab build --network host")
         return Net() if word == "none" else None if word == "host" else self._work.network
+
+
+def _unclear(run: Run, argv: Sequence[str], arguments: Mapping[str, str]) -> Iterator[str]:
+    """What the words of the history do not tell apart: where one word of a command ends, and one value of an ARG."""
+    if not isinstance(run.command, str):
+        yield json.dumps(list(argv))
+    if any(" " in value for value in arguments.values()):
+        yield json.dumps(sorted(arguments.items()))
 
 
 def _now() -> int:

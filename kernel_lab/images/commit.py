@@ -1,6 +1,6 @@
 """What a container has written becomes a layer, and with it an image."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ def commit(
     created_by: str = "",
     author: str = "",
     comment: str = "",
+    check: Callable[[], None] = lambda: None,
 ) -> Image:
     """An image of one layer more than its parent: the directory `upper`, in overlay's notation. `settings` as Draft.with_settings has them.
+
+    check: called when all has been read; raises where it may not have been whole then.
 
     It is in the parent's store; sockets are left out, as docker does. Raises UsageError for a parent that is not whole, and for what a layer cannot
     say, and KernelError for what may not be read; nothing of it is left then.
@@ -36,4 +39,5 @@ def commit(
         if not adding.keep(parent.descriptor):
             raise UsageError(f"{parent}: not all that it is made of is in its store any more; fetch it again")
         layer = put_layer(adding, packed(Path(upper)))
+        check()
         return changed.with_layer(layer, **said).put(adding, name)

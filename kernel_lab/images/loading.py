@@ -32,7 +32,7 @@ from kernel_lab.images.measured import Measured
 from kernel_lab.images.parts import Parts
 from kernel_lab.images.reference import Reference
 from kernel_lab.images.snapshots import FLOOR, RATIO
-from kernel_lab.images.store import Addition, Store, name_of
+from kernel_lab.images.store import Addition, Store, name_of, unnoted
 from kernel_lab.kernel.errors import UsageError
 
 DOCKER = "manifest.json"
@@ -112,7 +112,7 @@ def _manifests(adding: Addition, parts: Parts) -> Iterator[Found]:
     for descriptor in _index(parts).manifests:
         if descriptor.media_type not in (*INDEXES, *MANIFESTS):
             raise UsageError(f"{INDEX}: {descriptor.media_type}: an image is a manifest or an index")
-        yield _there(adding, descriptor), name_of(descriptor)
+        yield _there(adding, unnoted(descriptor)), name_of(descriptor)
 
 
 def _there(adding: Addition, descriptor: Descriptor) -> Descriptor:

@@ -18,7 +18,7 @@ from kernel_lab.images.layout import BLOBS, INDEX, LAYOUT, VERSION
 from kernel_lab.images.loading import DOCKER
 from kernel_lab.images.measured import Measured
 from kernel_lab.images.reference import Reference
-from kernel_lab.images.store import CHUNK, Addition, Store, name_of
+from kernel_lab.images.store import CHUNK, Addition, Store, name_of, unnoted
 from kernel_lab.kernel.errors import UsageError
 
 Named = tuple[Descriptor, Reference | None]
@@ -72,7 +72,7 @@ def _index(images: Iterable[Named]) -> Index:
 
 
 def _annotations(image: Descriptor, reference: Reference | None) -> dict[str, str]:
-    others = {key: value for key, value in image.annotations.items() if key not in (NAME, CONTAINERD_NAME)}
+    others = {key: value for key, value in unnoted(image).annotations.items() if key not in (NAME, CONTAINERD_NAME)}
     return others if reference is None else others | {NAME: str(reference), CONTAINERD_NAME: str(reference)}
 
 

@@ -6,7 +6,7 @@ says which of them are images, and what these are called. An image whose `tag` h
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,8 @@ from kernel_lab.images.reference import HEX_DIGITS, OFFICIAL, Reference, familia
 from kernel_lab.kernel.errors import UsageError
 
 CHUNK = 1 << 20
-INDEX_DIGEST = "kernel-lab.index.digest"  # annotation of an image of one platform: the index that a registry had in its place
+OWN = "kernel-lab."  # annotations that begin so are this store's own notes
+INDEX_DIGEST = f"{OWN}index.digest"  # annotation of an image of one platform: the index that a registry had in its place
 LARGEST_DOCUMENT = 4 << 20  # what is read at once: no client should push a larger manifest (distribution specification, "Pushing Manifests")
 
 Document = TypeVar("Document", Index, Manifest)
@@ -175,14 +176,14 @@ class Store:
             self._write(index, left)
             return self._layout.remove(unneeded)
 
-    def prune(self, unnamed: bool = False) -> Pruned:
-        """Removes blobs that no image needs, and what dead makers have left; with `unnamed` also images without a name.
+    def prune(self, unnamed: bool = False, but: Collection[str] = ()) -> Pruned:
+        """Removes blobs that no image needs, and what dead makers have left; with `unnamed` also images without a name, but for these digests.
 
         Raises UsageError, and has changed nothing, where a damaged manifest does not say what it needs.
         """
         with self._layout.locked():
             index = self._layout.index()
-            left = [image for image in index.manifests if name_of(image) is not None or not unnamed]
+            left = [image for image in index.manifests if name_of(image) is not None or not unnamed or image.digest in but]
             unneeded = self._layout.digests() - self._kept(left)
             if unnamed:
                 self._write(index, left)
@@ -315,6 +316,11 @@ def name_of(image: Descriptor) -> str | None:
     """
     name, containerds = image.annotations.get(NAME), image.annotations.get(CONTAINERD_NAME)
     return name if containerds is None or (name and _whole(name) == name) else containerds
+
+
+def unnoted(image: Descriptor) -> Descriptor:
+    """Without this store's notes, which say what the kit has found or made itself: nobody else's word counts for that."""
+    return replace(image, annotations={key: value for key, value in image.annotations.items() if not key.startswith(OWN)})
 
 
 def _called(images: Iterable[Descriptor], text: str) -> list[Descriptor]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 from waiting import soon
 
+from kernel_lab.images.draft import Draft
+from kernel_lab.images.image import Image
+from kernel_lab.images.store import Store
 from kernel_lab.registry.server import Registry
 
 KLAB = [sys.executable, "-m", "kernel_lab.cli"]
@@ -134,6 +138,86 @@ def test_prune_takes_what_has_no_name_and_with_all_what_nobody_uses(klab: Shell,
     assert sorted(names(klab)) == ["busybox latest", "kept latest"]
     klab("image", "prune", "-a", "-f")
     assert names(klab) == ["busybox latest"]
+
+
+@pytest.mark.slow
+def test_prune_takes_an_image_of_several_names_and_none_that_is_used(klab: Shell, web: str) -> None:
+    klab("commit", web, "kept")
+    klab("tag", "kept", "again")
+    klab("rmi", "-f", "kept")
+    klab("run", "-d", "--name", "user", "again", "sleep", "1d")
+    klab("tag", "busybox", "again")  # the image that is run has no name any more
+    klab("image", "prune", "-f")
+    assert klab("commit", "user", "from-it").startswith("sha256:")
+    klab("rm", "-f", "user", web)
+    klab("tag", "from-it", "twice")
+    klab("image", "prune", "-a", "-f")
+    assert names(klab) == []
+
+
+@pytest.mark.slow
+def test_a_variable_that_its_caller_has_not_is_none(klab: Shell, web: str) -> None:
+    klab("commit", "--change", "ENV WHO=me", web, "app")
+    assert "KLAB_NONE" not in os.environ
+    assert klab("run", "-e", "KLAB_NONE", "app", "sh", "-c", "echo ${KLAB_NONE-unset} $WHO").split() == ["unset", "me"]
+    assert klab("run", "-e", "WHO", "app", "sh", "-c", "echo ${WHO-unset}").split() == ["unset"]
+    klab.env["WHO"] = "you"
+    assert klab("run", "-e", "WHO", "app", "sh", "-c", "echo ${WHO-unset}").split() == ["you"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("asked", "heard"), [("SIGRTMIN+3", "rt"), ("SIGNOTHING", "term")])
+def test_a_container_is_asked_to_end_as_its_image_says(klab: Shell, web: str, asked: str, heard: str) -> None:
+    klab("commit", "--change", f"STOPSIGNAL {'RTMIN+3' if heard == 'rt' else 'TERM'}", web, "app")
+    if heard == "term":
+        klab("commit", web, "app")
+        edited = Store(klab.data / "images")
+        with edited.adding() as adding:
+            Draft.on(Image.find(edited, "app")).with_settings({"StopSignal": asked}).put(adding, "app")
+    number = 37 if heard == "rt" else 15
+    klab("run", "-d", "--name", "asked", "app", "sh", "-c", f"trap 'echo heard {number}; exit 5' {number}; echo ready; while :; do sleep 0.05; done")
+    assert soon(lambda: "ready" in klab("logs", "asked"))
+    klab("stop", "-t", "60", "asked")
+    assert f"heard {number}" in klab("logs", "asked")
+
+
+@pytest.mark.slow
+def test_exec_of_another_user_has_that_ones_home(klab: Shell) -> None:
+    user = "nobody" if os.geteuid() == 0 else "root"
+    klab("run", "-d", "--name", "web", "-u", user, "busybox", "sleep", "1d")
+    homes = {"root": "/root", "nobody": "/nonexistent"}
+    assert klab("exec", "web", "sh", "-c", "echo $HOME").strip() == homes.get(user)
+    assert klab("exec", "-u", "root", "web", "sh", "-c", "echo $HOME").strip() == "/root"
+
+
+@pytest.mark.slow
+def test_an_archive_replaces_no_device_and_only_its_owner_reads_it(klab: Shell, web: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert "no file" in klab("save", "-o", str(tmp_path / "fifo"), "busybox", code=125) and stat.S_ISFIFO(os.stat(tmp_path / "fifo").st_mode)
+    (tmp_path / "link.tar").symlink_to("real.tar")
+    (tmp_path / "real.tar").touch()
+    klab("export", "-o", str(tmp_path / "link.tar"), web)
+    assert (tmp_path / "link.tar").is_symlink() and tarfile.is_tarfile(tmp_path / "real.tar")
+    assert stat.S_IMODE(os.stat(tmp_path / "real.tar").st_mode) == 0o600
+
+
+@pytest.mark.slow
+def test_a_quiet_build_that_fails_says_why_and_leaves_no_old_id(klab: Shell, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nARG CODE=0\nRUN echo the reason; exit $CODE\n")
+    klab("build", "-q", "--iidfile", str(tmp_path / "id"), str(tmp_path))
+    assert (tmp_path / "id").read_text().startswith("sha256:")
+    klab.env.pop("CODE", None)
+    klab("build", "-q", "--build-arg", "CODE", str(tmp_path))  # not a variable of ours: the default stays
+    said = klab("build", "-q", "--iidfile", str(tmp_path / "id"), "--build-arg", "CODE=3", str(tmp_path), code=3)
+    assert "the reason" in said and "Dockerfile:3: RUN" in said and not (tmp_path / "id").exists()
+
+
+@pytest.mark.slow
+def test_the_words_of_a_command_are_told_apart_in_the_cache(klab: Shell, tmp_path: Path) -> None:
+    for command, made in (('["mkdir", "/a b"]', "a b"), ('["mkdir", "/a", "b"]', "a")):
+        (tmp_path / "Dockerfile").write_text(f"FROM busybox\nWORKDIR /\nRUN {command}\n")
+        klab("build", "-q", "-t", "app", str(tmp_path))
+        assert made in klab("run", "app", "ls", "/").splitlines()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from builds import TIME, Kitchen, archive, contents
 
 from kernel_lab import UsageError
-from kernel_lab.images import build_cache
+from kernel_lab.images import build_cache, build_stage
 from kernel_lab.images.build import build
 from kernel_lab.images.build_context import Context, from_stream
 from kernel_lab.images.build_mounts import read
@@ -188,10 +188,12 @@ def test_a_platform_is_asked_for(kitchen: Kitchen) -> None:
         ("FROM base\nRUN --mount=type=cache,target=/x,sharing=private x\n", "sharing=private"),
         ("FROM base\nRUN --mount=type=cache,target=/x,mode=rwx x\n", "mode is an octal number"),
         ("FROM base\nRUN --mount=type=secret,id=s,required=true x\n", "s is required, and was not given: --secret id=s,src=FILE"),
+        ("FROM base\nRUN --mount=target=/x,source=* x\n", "Dockerfile:2: RUN: --mount: source=*: these are 2"),
         ("FROM base\nRUN --mount=target=/x,from=later x\nFROM base AS later\n", "later"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_says_where(text: str, why: str, kitchen: Kitchen) -> None:
+    kitchen.write("a", "b")
     with pytest.raises(UsageError) as error:
         kitchen.build(text, target="0")
     assert why in str(error.value) and str(error.value).startswith("Dockerfile:")
@@ -266,6 +268,36 @@ def test_what_is_written_otherwise_is_made_anew(one: str, other: str, kitchen: K
     kitchen.write("a")
     assert hits(kitchen, f"FROM base\n{one}\n") == hits(kitchen, f"FROM base\n{other}\n") == ".."
     assert hits(kitchen, f"FROM base\n{one}\n") == ".x"
+
+
+def test_whether_names_are_kept_counts_and_which(kitchen: Kitchen) -> None:
+    kitchen.write("s/a/f", f="same")
+    copies = ["COPY s/a /x/", "COPY --parents s/a /x/", "COPY --parents s/./a /x/"]
+    assert len({contents_of(kitchen.build(f"FROM base\n{copy}").image) for copy in copies}) == 3
+    (kitchen.context / "s/a").rename(kitchen.context / "s/b")
+    assert not kitchen.build("FROM base\nCOPY --parents s/b /x/").steps[1].cached
+    assert kitchen.build("FROM base\nCOPY s/b /x/").steps[1].cached
+
+
+def test_files_that_change_while_they_are_copied_are_refused(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
+    kitchen.write(file="one")
+    put = build_stage.put_layer
+
+    def late(*given: Any) -> Any:
+        made = put(*given)
+        kitchen.write(file="two")
+        return made
+
+    monkeypatch.setattr(build_stage, "put_layer", late)
+    with pytest.raises(UsageError, match="changed while they were copied"):
+        kitchen.build("FROM base\nCOPY file /")
+    monkeypatch.undo()
+    kitchen.write(file="one")
+    assert not kitchen.build("FROM base\nCOPY file /").steps[1].cached
+
+
+def contents_of(image: Image) -> str:
+    return str(sorted(contents(image)))
 
 
 def test_another_base_is_another_beginning(kitchen: Kitchen) -> None:
@@ -405,6 +437,19 @@ def test_a_dockerfile_comes_alone(kitchen: Kitchen, tmp_path: Path) -> None:
         assert "B=1" in build(context, kitchen.store, output=lambda text: None).image.settings["Env"]  # type: ignore[operator]
     with pytest.raises(UsageError, match="another one is named with -f"):
         from_stream(io.BytesIO(b"FROM base\n"), tmp_path / "new", "other")
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.dockerignore", ".dockerignore"])
+def test_a_context_that_is_sent_reads_no_file_of_this_machine(name: str, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("FROM base\n")
+    for number, leads in enumerate((str(tmp_path / "own"), "../own", "/dev/zero")):
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = tarfile.SYMTYPE, leads
+        with pytest.raises(UsageError, match="no file of this context"):
+            files = {"other": ""} if name == "Dockerfile" else {"Dockerfile": "FROM base\n"}
+            from_stream(io.BytesIO(archive(files, link)), tmp_path / f"new{number}")
+    with pytest.raises(UsageError, match="no file of this context"):
+        from_stream(io.BytesIO(archive({"Dockerfile": "FROM base\n"})), tmp_path / "new", "../own")
 
 
 def test_an_archive_that_leads_out_is_no_context(tmp_path: Path) -> None:

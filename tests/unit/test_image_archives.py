@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_lab import UsageError
-from kernel_lab.images import archive
+from kernel_lab.images import archive, build_cache
 from kernel_lab.images.archive import Archive, Entry, encode
 from kernel_lab.images.descriptor import (
     CONTAINERD_NAME,
@@ -44,7 +44,7 @@ from kernel_lab.images.image import Image
 from kernel_lab.images.loading import Loaded, load
 from kernel_lab.images.parts import LONGEST_NAME, MOST_FILES
 from kernel_lab.images.saving import save
-from kernel_lab.images.store import Store
+from kernel_lab.images.store import INDEX_DIGEST, Store
 
 Files = Mapping[str, bytes]
 AMD, ARM = Platform("amd64", "linux"), Platform("arm64", "linux")
@@ -203,6 +203,19 @@ def test_nobody_removes_what_is_being_saved(store: Store, second: Store) -> None
     assert store.remove(BUSYBOX) == ()
     assert load(second, [*begun, *chunks])[0].image == image.descriptor
     assert store.prune().digests
+
+
+def test_an_archive_cannot_write_the_notes_of_the_store(store: Store, second: Store) -> None:
+    """As what a build has made, it would be taken for the outcome of somebody's Dockerfile; as of an index, for what a digest has pinned."""
+    notes = {build_cache.KEY: "k", build_cache.PARENT: "p", INDEX_DIGEST: digest_of(b"index")}
+    image = added(store, None, {"a": b"1"})
+    store.tag(replace(image.descriptor, annotations=notes | {"others": "stay"}), BUSYBOX)
+    written = b"".join(save(store, [BUSYBOX]))
+    assert json.loads(files_of(written)["index.json"])["manifests"][0]["annotations"].keys() == {NAME, CONTAINERD_NAME, "others"}
+    noted = files_of(written)
+    noted["index.json"] = noted["index.json"].replace(b'"others":"stay"', b'"kernel-lab.build.key":"k"')
+    load(second, [tar(noted)])
+    assert second.images() and not [key for found in second.images() for key in found.annotations if key.startswith("kernel-lab.")]
 
 
 def test_what_is_damaged_is_not_saved_as_if_it_were_whole(store: Store) -> None:
