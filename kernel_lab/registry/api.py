@@ -5,9 +5,10 @@ import errno
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -24,8 +25,10 @@ from kernel_lab.registry.tokens import SERVICE, Tokens, Unauthorized
 from kernel_lab.registry.uploads import Upload, Uploads
 
 CALLER = web.RequestKey("caller", Caller)
-_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?")
+CHECKING = 2  # passwords at once, each for as long as bcrypt takes
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?")
 
+T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -49,6 +52,13 @@ class Api:
         self.repositories, self.tokens, self.access = repositories, tokens, tokens.access
         self.receiver = Receiver(patience)
         self.uploads = Uploads()
+        # Threads of their own: those who send wrong passwords wait for each other, and nobody waits for them.
+        self._passwords = ThreadPoolExecutor(CHECKING, "passwords")
+
+    def close(self) -> None:
+        """Leaves the uploads where they are, to be gone on with."""
+        self.uploads.close()
+        self._passwords.shutdown(cancel_futures=True)
 
     def application(self) -> web.Application:
         application = web.Application(middlewares=[_answering, self._knowing], client_max_size=1 << 16)
@@ -94,7 +104,7 @@ class Api:
         form = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
         if form.get("grant_type") != "password":
             return web.json_response({"error": "unsupported_grant_type"}, status=400)
-        user = await asyncio.to_thread(self._checked, request, form.get("username", ""), form.get("password", ""))
+        user = await self._with_bcrypt(lambda: self._checked(request, form.get("username", ""), form.get("password", "")))
         scopes = form.get("scope", "").split()
         return web.json_response(self.tokens.token(user, scopes) | {"scope": " ".join(scopes)})
 
@@ -208,11 +218,16 @@ class Api:
 
     @web.middleware
     async def _knowing(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        said = request.headers.get("Authorization")
         try:
-            request[CALLER] = await asyncio.to_thread(self.tokens.caller, request.headers.get("Authorization"))
+            basic = said is not None and said.lower().startswith("basic")
+            request[CALLER] = await self._with_bcrypt(lambda: self.tokens.caller(said)) if basic else self.tokens.caller(said)
         except Unauthorized as error:
             self._challenge(request, str(error), error="invalid_token")
         return await handler(request)
+
+    async def _with_bcrypt(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._passwords, work)
 
     def _allowed(self, request: web.Request, action: str) -> str:
         """The name of the request's repository. Raises Refused."""
@@ -242,8 +257,10 @@ class Api:
 
     def _challenge(self, request: web.Request, message: str, **more: str) -> NoReturn:
         """How to authenticate (distribution's token specification). The realm is where the client has found us, unless that is no host."""
-        host = request.host if _HOST.fullmatch(request.host) else "{}:{}".format(*(request.get_extra_info("sockname") or ("localhost", 0))[:2])
-        said = {"realm": f"{request.scheme}://{host}/token", "service": SERVICE} | more
+        host = request.host if _HOST.fullmatch(request.host) else _own_address(request)
+        # A proxy in front of us may speak TLS in our place; whoever else says so can only hurt himself.
+        scheme = "https" if request.headers.get("X-Forwarded-Proto", "").lower() == "https" else request.scheme
+        said = {"realm": f"{scheme}://{host}/token", "service": SERVICE} | more
         header = "Bearer " + ",".join(f'{name}="{value}"' for name, value in said.items())
         raise Refused(401, "UNAUTHORIZED", message, {"WWW-Authenticate": header})
 
@@ -337,13 +354,18 @@ def _full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def _own_address(request: web.Request) -> str:
+    host, port = (request.get_extra_info("sockname") or ("localhost", 0))[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _reference(request: web.Request) -> str:
-    """A tag or a digest."""
+    """A tag or a digest. Raises Refused for what can be neither: nothing was ever pushed under it."""
     reference = request.match_info["reference"]
     if ":" in reference:
         return valid_digest(reference)
     if why := wrong_tag(reference):
-        raise Refused(400, "MANIFEST_INVALID", why[:300])
+        raise Refused(400, "MANIFEST_INVALID", why[:300]) if request.method == "PUT" else Refused(404, "MANIFEST_UNKNOWN", why[:300])
     return reference
 
 

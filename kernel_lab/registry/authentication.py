@@ -78,8 +78,8 @@ class Authentication:
 
     def _token(self, parameters: Mapping[str, str], scope: str, what: str) -> _Token:
         registry = self._transport.endpoint.registry
-        realm = httpx.URL(parameters.get("realm", ""))
-        if realm.scheme not in ("http", "https") or realm.userinfo:
+        realm = _url(parameters.get("realm", ""))
+        if realm is None or realm.scheme not in ("http", "https") or realm.userinfo:
             raise RegistryError(f"{what}: {registry} names no place where tokens are to be had", 401)
         scopes = _together(parameters.get("scope", ""), scope)
         service = {"service": parameters["service"]} if "service" in parameters else {}
@@ -92,7 +92,7 @@ class Authentication:
         try:
             document = answer.json()
             token, life = str(document.get("token") or document["access_token"]), float(document.get("expires_in") or LIFE)
-        except (ValueError, TypeError, AttributeError, KeyError):
+        except (ValueError, OverflowError, TypeError, AttributeError, KeyError):
             raise RegistryError(f"{what}: {realm.netloc.decode()} has answered, and not with a token") from None
         if not re.fullmatch(r"[\x21-\x7e]+", token):
             raise RegistryError(f"{what}: {realm.netloc.decode()} has answered with what cannot be a token")
@@ -126,6 +126,13 @@ def challenges(headers: httpx.Headers) -> list[Challenge]:
                 parameters[parameter[1].lower()] = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
             found.append(Challenge(scheme[1].lower(), parameters))
     return found
+
+
+def _url(text: str) -> httpx.URL | None:
+    try:
+        return httpx.URL(text)
+    except httpx.InvalidURL:
+        return None
 
 
 def _together(named: str, ours: str) -> list[str]:

@@ -131,7 +131,10 @@ class Client:
             answer = self._ask("GET", url, _pull(repository), what)
             yield from self._page(answer, what)
             following = _next(answer)
-            url = None if following is None else answer.url.join(following)
+            try:
+                url = None if following is None else answer.url.join(following)
+            except httpx.InvalidURL:
+                raise RegistryError(f"{what}: {self.endpoint} says that the next page of tags is at what is no URL") from None
 
     # What changes it.
 
@@ -147,7 +150,9 @@ class Client:
             raise
         if answer.status == 202:  # an upload has begun instead
             with suppress(RegistryError):
-                self._ask("DELETE", self._location(answer, what), _push(repository), what, expect=(204,), tries=1)
+                location = self._location(answer, what)
+                if self._own(location):  # it could name anything of somebody else's
+                    self._ask("DELETE", location, _push(repository), what, expect=(204,), tries=1)
         return answer.status == 201
 
     def upload(self, repository: str, blob: Descriptor, open_blob: Callable[[], BinaryIO], moved: Moved = lambda count: None) -> None:
@@ -286,10 +291,9 @@ class Client:
         url = self._url(path) if isinstance(path, str) else path
         sent = self._with_authorization(url, scope, headers)
         answer = self._transport.ask(method, url, what, expect=(*expect, 401), headers=sent, body=body, tries=tries)
-        if answer.status == 401 and self._own(answer.url):
-            sent["Authorization"] = self._authentication.answer(challenges(answer.headers), scope, sent.get("Authorization"), what)
-        elif answer.status != 401:
+        if answer.status != 401:
             return answer
+        sent["Authorization"] = self._authorization(answer.url, answer.headers, scope, sent, what)
         return self._transport.ask(method, url, what, expect=expect, headers=sent, body=body, tries=tries)
 
     @contextmanager
@@ -300,8 +304,7 @@ class Client:
             if response.status_code != 401:
                 yield response
                 return
-            refused = challenges(response.headers)
-        sent["Authorization"] = self._authentication.answer(refused, scope, sent.get("Authorization"), what)
+        sent["Authorization"] = self._authorization(response.url, response.headers, scope, sent, what)
         with self._transport.stream(url, what, expect=expect, headers=sent) as response:
             yield response
 
@@ -309,6 +312,12 @@ class Client:
         """Headers; who we are stands in them only where the registry itself is asked: a place for an upload may be anywhere."""
         authorization = self._authentication.header(scope) if self._own(url) else None
         return {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
+
+    def _authorization(self, url: httpx.URL, headers: httpx.Headers, scope: str, sent: Mapping[str, str], what: str) -> str:
+        """The answer to a challenge of the registry itself: whoever it sends us to could name a token server that wants the password."""
+        if not self._own(url):
+            raise RegistryError(f"{what}: {self.endpoint} sends to {url.netloc.decode()}, which wants to know who asks, and is not told", 401)
+        return self._authentication.answer(challenges(headers), scope, sent.get("Authorization"), what)
 
     def _own(self, url: httpx.URL) -> bool:
         return (url.scheme, url.netloc) == (self._url("").scheme, self._url("").netloc)

@@ -69,7 +69,7 @@ def pull(
     for mirror in mirrors:
         try:
             return work.by(Client(mirror, endpoints=endpoints))
-        except RegistryError as error:
+        except UsageError as error:  # a document that nobody here understands is one, too
             progress.say(f"{error}; going on without this mirror")
     return work.by(Client(last, endpoints=endpoints))
 

@@ -41,11 +41,11 @@ class Receiver:
     async def document(self, request: web.Request) -> bytes:
         """A body that is read at once. Raises Refused for one that is too large."""
         pieces: list[bytes] = []
-        size = request.content_length or 0
-        while size <= LARGEST_DOCUMENT and (piece := await self._piece(request.content)):
+        size, announced = 0, request.content_length or 0
+        while max(size, announced) <= LARGEST_DOCUMENT and (piece := await self._piece(request.content)):
             pieces.append(piece)
-            size = max(size, sum(map(len, pieces)))
-        if size > LARGEST_DOCUMENT:
+            size += len(piece)
+        if max(size, announced) > LARGEST_DOCUMENT:
             raise Refused(413, "SIZE_INVALID", f"a manifest has at most {LARGEST_DOCUMENT} bytes")
         return b"".join(pieces)
 

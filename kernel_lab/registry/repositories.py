@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -72,7 +72,7 @@ class Repository:
         """An upload to go on with, which does not expire meanwhile. Raises Refused."""
         path = self.uploads / identifier
         with self.layout.locked():
-            if not _UPLOAD.fullmatch(identifier) or not path.exists():
+            if not _UPLOAD.fullmatch(identifier) or not path.exists() or self._published(path):
                 raise Refused(404, "BLOB_UPLOAD_UNKNOWN", f"{identifier[:40]!r}: there is no such upload; begin another")
             os.utime(path)
         return path
@@ -150,24 +150,49 @@ class Repository:
 
     def referrers(self, subject: str) -> list[dict[str, Any]]:
         """Descriptors of the manifests that say they are about this one, with what these say of themselves (distribution specification)."""
-        found = (referrer(self.layout.blob(digest), manifest) for digest, manifest in sorted(self.contents().manifests.items()))
-        return [described for about, described in found if about == subject]
+        found = []
+        for digest, manifest in sorted(self.contents().manifests.items()):
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                about, described = referrer(self.layout.blob(digest), manifest)
+                found += [described] if about == subject else []
+        return found
 
     # Inside.
 
     def _add(self, file: Path, digest: str) -> None:
         with self._pool.locked():
-            self._pool.link(file, digest)
-            self.layout.link(self._pool.blob(digest), digest)
+            self._link(self._pool, file, digest)
+            self._link(self.layout, self._pool.blob(digest), digest)
         _renew(self.layout.blob(digest))
         file.unlink()
+
+    def _link(self, layout: Layout, file: Path, digest: str) -> None:
+        """Makes a file a blob of a layout, unless that has it; one of another size is damaged, and is replaced."""
+        blob = layout.blob(digest)
+        if blob.exists() and blob.stat().st_size != file.stat().st_size:
+            # Among the uploads, where it expires if this process is killed now.
+            new = self.uploads / os.urandom(16).hex()
+            os.link(file, new)
+            new.replace(blob)
+        layout.link(file, digest)
+
+    def _published(self, upload: Path) -> bool:
+        """Whether it is a blob already, whose maker was killed then, and goes: what is added to it would damage the blob."""
+        if upload.stat().st_nlink > 1:
+            upload.unlink()
+            return True
+        return False
 
     def _check(self, document: Manifest | Index, contents: Contents) -> None:
         for needed in children(document):
             # What lies elsewhere, such as Windows' own layers, says where (descriptor.md, "urls"), and need not be here.
             if needed.others.get("urls") and not self.layout.has(needed.digest):
                 continue
-            if isinstance(document, Index) and needed.media_type in (*INDEXES, *MANIFESTS) and needed.digest not in contents.manifests:
+            stored = contents.manifests.get(needed.digest)
+            if isinstance(document, Index) and stored and stored.media_type != needed.media_type:
+                said = f"the index says {needed.media_type[:100]}, and it was pushed as {stored.media_type}"
+                raise Refused(400, "MANIFEST_INVALID", f"{needed.digest}: {said}")
+            if isinstance(document, Index) and needed.media_type in (*INDEXES, *MANIFESTS) and not stored:
                 raise Refused(404, "MANIFEST_BLOB_UNKNOWN", f"{needed.digest}: this repository has no such manifest; push it first")
             if why := self.layout.wrong_size(needed):
                 unknown = why == "missing"

@@ -143,7 +143,7 @@ class Registry:
                 raise
             ready.set_exception(error)
         finally:
-            api.uploads.close()
+            api.close()
             self._socket.close()
             self._lock.close()
 

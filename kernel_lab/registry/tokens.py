@@ -1,7 +1,6 @@
 """Who sends a request, and the tokens that say what somebody may do (distribution's "Token Authentication Specification")."""
 
 import base64
-import binascii
 import os
 import time
 import uuid
@@ -60,14 +59,14 @@ class Tokens:
     def _user(self, encoded: str) -> str:
         try:
             name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             raise Unauthorized("Basic: these are no credentials") from None
         return self.check(name, password)
 
     def _bearer(self, token: str) -> Caller:
         try:
             claims = jwt.decode(token, self._key, [ALGORITHM], audience=SERVICE, issuer=SERVICE, options={"require": ["exp", "sub", "aud", "iss"]})
-        except jwt.InvalidTokenError as error:
+        except (jwt.InvalidTokenError, ValueError) as error:  # a header may have any characters
             raise Unauthorized(f"token: {error}") from None
         granted = {(entry["type"], entry["name"]): frozenset(entry["actions"]) for entry in claims["access"]}
         return Caller(self.access, claims["sub"] or None, granted)

@@ -76,7 +76,10 @@ class Answer:
 
     def json(self) -> Any:
         """Raises ValueError."""
-        return json.loads(self.content)
+        try:
+            return json.loads(self.content)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
 
 
 class Transport:
@@ -92,7 +95,6 @@ class Transport:
         try:
             self._http = httpx.Client(
                 verify=trust,
-                max_redirects=REDIRECTIONS,
                 event_hooks={"request": [self._check]},
                 # A proxy cannot reach this machine's own addresses; Go's clients know that too.
                 mounts={f"all://{host}": httpx.HTTPTransport(verify=trust) for host in _direct(endpoint.host)},
@@ -188,8 +190,7 @@ class Transport:
             raise Cancelled
         content, timeout = body() if callable(body) else body, PATIENT if method == "PUT" else TIMEOUT
         request = self._http.build_request(method, url, headers=headers, content=content, timeout=timeout)
-        # httpx takes Authorization away where a redirection leads to another origin; what is sent is never sent elsewhere.
-        response = self._http.send(request, stream=True, follow_redirects=method in ("GET", "HEAD"))
+        response = self._followed(request)
         try:
             with self._interruptible(response):
                 if response.status_code not in expect:
@@ -197,6 +198,21 @@ class Transport:
                 yield response
         finally:
             response.close()
+
+    def _followed(self, request: httpx.Request) -> httpx.Response:
+        """The answer to a request, or to where it leads; what is sent is never sent elsewhere."""
+        response = self._http.send(request, stream=True)
+        for _ in range(REDIRECTIONS):
+            if response.next_request is None or request.method not in ("GET", "HEAD"):
+                return response
+            # Unread, which httpx itself would not do: it may never end. httpx takes Authorization away where the next one is of another origin.
+            response.close()
+            # With an authentication that adds nothing, since httpx would otherwise take one from the URL.
+            response = self._http.send(response.next_request, auth=httpx.Auth(), stream=True)
+        if response.next_request is not None:
+            response.close()
+            raise httpx.TooManyRedirects("too many", request=request)
+        return response
 
     @contextmanager
     def _interruptible(self, response: httpx.Response) -> Iterator[None]:
@@ -215,8 +231,9 @@ class Transport:
 
     def _check(self, request: httpx.Request) -> None:
         url = request.url
-        if url.scheme != "https" and not (url.scheme == "http" and self._endpoints.plain(url)):
-            advice = "name it in insecure-registries if this is meant"
+        # A registry that is spoken to with encryption alone must not lead to what this machine, or its network, offers without.
+        if url.scheme != "https" and not (url.scheme == "http" and "http" in self.endpoint.schemes and self._endpoints.plain(url)):
+            advice = "name both in insecure-registries if this is meant"
             raise RegistryError(f"{self.endpoint}: sends to {url.scheme}://{url.netloc.decode()}, which is not encrypted; {advice}")
 
     def _refusal(self, response: httpx.Response, what: str) -> RegistryError:
@@ -273,7 +290,7 @@ def _read(response: httpx.Response, what: str) -> bytes:
 def _said(content: bytes) -> tuple[tuple[str, ...], str]:
     """The codes and the messages of an error (distribution specification, "Error Codes"); of anything else, nothing."""
     codes, messages = [], []
-    with suppress(ValueError, TypeError, AttributeError, KeyError):
+    with suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
         for error in json.loads(content)["errors"]:
             codes.append(str(error["code"]))
             messages.append(str(error.get("message") or error["code"]))

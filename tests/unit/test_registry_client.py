@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import io
 import os
 import random
 import re
@@ -618,6 +619,24 @@ def test_tags_come_page_by_page(double: Double, store: Store) -> None:
         list(pull_all(f"{double.name}/x:v01", store, progress=SILENT))
 
 
+def test_a_next_page_that_is_no_url_is_said(double: Double) -> None:
+    async def fault(request: web.Request) -> web.Response | None:
+        return web.json_response({"tags": ["1"]}, headers={"Link": '<http://x:port/>; rel="next"'}) if "tags" in request.path else None
+
+    double.faults.append(fault)
+    with Client(double.name) as client, pytest.raises(RegistryError, match="the next page of tags is at what is no URL"):
+        list(client.tags("x"))
+
+
+def test_an_error_that_is_nested_too_deeply_is_an_error(double: Double, store: Store) -> None:
+    async def fault(request: web.Request) -> web.Response | None:
+        return web.Response(status=403, text="[" * 100_000) if "manifests" in request.path else None
+
+    double.faults.append(fault)
+    with pytest.raises(RegistryError, match="denied"):
+        got(store, f"{double.name}/x:1")
+
+
 @pytest.mark.parametrize("link", ["</v2/x/tags/list>", "<http://other.example/v2/x/tags/list>"])
 def test_pages_without_end_or_of_somebody_else_are_not_followed(double: Double, link: str) -> None:
     async def fault(request: web.Request) -> web.Response | None:
@@ -628,7 +647,7 @@ def test_pages_without_end_or_of_somebody_else_are_not_followed(double: Double, 
         list(client.tags("x"))
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"tags": 5}', '{"tags": ["a\\u001bb"]}', '{"tags": [1]}'])
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", '{"tags": 5}', '{"tags": ["a\\u001bb"]}', '{"tags": [1]}'])
 def test_a_list_of_tags_that_is_none_is_refused(double: Double, content: str) -> None:
     async def fault(request: web.Request) -> web.Response | None:
         return web.Response(text=content) if "tags" in request.path else None
@@ -677,6 +696,90 @@ def test_no_redirection_leads_to_where_nothing_is_encrypted(double: Double, stor
     double.faults.append(fault)
     with pytest.raises(RegistryError, match=r"sends to http://198\.51\.100\.1, which is not encrypted"):
         got(store, f"{double.name}/x:1")
+
+
+@contextmanager
+def leading(double: Double, what: str, place: str) -> Iterator[None]:
+    """What is asked for leads somewhere else."""
+
+    async def fault(request: web.Request) -> web.Response | None:
+        return web.Response(status=307, headers={"Location": place}) if what in request.path else None
+
+    double.faults.append(fault)
+    yield
+    double.faults.remove(fault)
+
+
+@pytest.mark.parametrize("what", ["/blobs/", "/manifests/"])
+def test_nobody_to_whom_a_redirection_leads_is_told_who_we_are(store: Store, what: str) -> None:
+    with Double(auth="basic") as double, Double(auth="bearer") as elsewhere:
+        double.image("x", "1", b"one")
+        credentials.store(double.name, credentials.Credential(USER, PASSWORD))
+        said = f"sends to {elsewhere.name}, which wants to know who asks, and is not told"
+        with leading(double, what, f"{elsewhere.url}/v2/x/blobs/{digest_of(b'one')}"), pytest.raises(RegistryError, match=said) as refused:
+            got(store, f"{double.name}/x:1")
+        assert refused.value.status == 401 and elsewhere.asked
+        assert not elsewhere.requests("GET", "token") and not any("Authorization" in request.headers for request in elsewhere.asked)
+
+
+def test_a_name_and_a_password_in_a_redirection_are_not_sent(double: Double, store: Store) -> None:
+    double.image("x", "1", b"one")
+    with Double() as elsewhere:
+        elsewhere.blobs["x", digest_of(b"one")] = b"one"
+        with leading(double, digest_of(b"one"), f"http://me:secret@{elsewhere.name}/v2/x/blobs/{digest_of(b'one')}"):
+            got(store, f"{double.name}/x:1")
+        assert elsewhere.asked and not any("Authorization" in request.headers for request in elsewhere.asked)
+
+
+def test_what_stands_in_a_redirection_is_not_read(double: Double, store: Store) -> None:
+    double.image("x", "1", b"one")
+    moved = threading.Event()
+
+    async def fault(request: web.Request) -> web.StreamResponse | None:
+        if digest_of(b"one") not in request.path or request.query:
+            return None
+        response = web.StreamResponse(status=307, headers={"Location": f"{request.path}?moved"})
+        await response.prepare(request)
+        for _ in range(1000):
+            await response.write(b"x" * 65536)
+        moved.set()
+        return response
+
+    double.faults.append(fault)
+    got(store, f"{double.name}/x:1")
+    assert not moved.is_set()
+
+
+def test_a_registry_with_encryption_leads_to_nothing_without_on_this_machine(
+    secure: Double, double: Double, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.crt"))
+    blob = secure.add("x", b"one")
+    double.add("x", b"one")
+    for allowed in ((), (double.name,)):
+        with Client(endpoints.Endpoint("x.example", secure.name, ("https",)), None, endpoints.Endpoints(insecure=allowed)) as client:
+            assert client.has_blob("x", blob.digest)
+            with leading(secure, "/blobs/", f"{double.url}/v2/x/blobs/{blob.digest}"):
+                with pytest.raises(RegistryError, match="which is not encrypted"):
+                    client.has_blob("x", blob.digest)
+                with pytest.raises(RegistryError, match="which is not encrypted"):
+                    list(client.blob("x", blob))
+                with pytest.raises(RegistryError, match="307"):
+                    client.delete_blob("x", blob.digest)
+
+            async def upload(request: web.Request) -> web.Response | None:
+                return web.Response(status=202, headers={"Location": f"{double.url}/upload"}) if request.method == "POST" else None
+
+            async def realm(request: web.Request) -> web.Response:
+                return problem(401, "UNAUTHORIZED", "who", {"WWW-Authenticate": f'Bearer realm="{double.url}/token"'})
+
+            for fault in (upload, realm):
+                secure.faults[:] = [fault]
+                with pytest.raises(RegistryError, match="which is not encrypted; name both in insecure-registries"):
+                    client.upload("x", blob, lambda: io.BytesIO(b"one"))
+            secure.faults.clear()
+    assert double.asked == []
 
 
 def test_redirections_without_end_are_given_up(double: Double, store: Store) -> None:
@@ -754,6 +857,16 @@ def test_mirrors_are_asked_before_the_hub(double: Double, store: Store, tmp_path
     said: list[str] = []
     assert pull("busybox", store, progress=Lines(said.append)).digest == image.digest
     assert store.resolve("busybox").digest == image.digest and "going on without this mirror" in said[0]
+
+
+def test_a_mirror_whose_documents_nobody_understands_is_gone_on_without(double: Double, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = double.image("library/busybox", "latest", b"one")
+    said: list[str] = []
+    with Double() as strange:
+        strange.document("library/busybox", "latest", "text/plain", b"hello")
+        monkeypatch.setenv("KERNEL_LAB_REGISTRY_MIRRORS", f"{strange.url},{double.url}")
+        assert pull("busybox", store, progress=Lines(said.append)).digest == image.digest
+    assert "text/plain" in said[0] and "going on without this mirror" in said[0]
 
 
 @pytest.mark.parametrize("mirror", ["mirror.example", "https://me:secret@mirror.example", "https://mirror.example/path", "ftp://mirror.example"])

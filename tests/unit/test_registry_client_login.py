@@ -192,6 +192,7 @@ def test_a_mirror_does_not_hear_the_hubs_password() -> None:
     [
         ("Digest realm=x", r"in a way that is not known here \(digest\)"),
         ("", "and does not say how"),
+        ('Bearer realm="http://x:port/"', "names no place where tokens are to be had"),
         ("Bearer service=x", "names no place where tokens are to be had"),
         ('Bearer realm="https://me:secret@tokens.example/"', "names no place where tokens are to be had"),
     ],
@@ -206,7 +207,10 @@ def test_a_challenge_that_nobody_can_meet_is_refused(how: str, why: str) -> None
             client.ping()
 
 
-@pytest.mark.parametrize("answer", ["{", "[]", "{}", '{"token": "a\\nb"}', '{"token": "a", "expires_in": "x"}'])
+@pytest.mark.parametrize(
+    "answer",
+    ["{", "[]", "{}", "[" * 100_000, f'{{"token": "a", "expires_in": 1{"0" * 400}}}', '{"token": "a\\nb"}', '{"token": "a", "expires_in": "x"}'],
+)
 def test_a_token_server_that_answers_something_else_is_refused(answer: str) -> None:
     async def fault(request: web.Request) -> web.Response | None:
         return web.Response(text=answer) if request.path == "/token" else None

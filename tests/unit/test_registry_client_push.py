@@ -285,6 +285,20 @@ def test_a_registry_that_has_received_something_else_is_not_believed(double: Dou
         sent(f"{double.name}/x:1", store)
 
 
+def test_what_begins_instead_of_a_mount_is_ended_at_the_registry_alone(double: Double) -> None:
+    blob = double.add("y", b"one")
+    with Double() as elsewhere:
+
+        async def fault(request: web.Request) -> web.Response | None:
+            place = {"Location": f"{elsewhere.url}/v2/y/blobs/{blob.digest}"}
+            return web.Response(status=202, headers=place) if "mount" in request.query else None
+
+        double.faults.append(fault)
+        with client.Client(double.name) as asking:
+            assert not asking.mount("x", blob, "y")
+        assert elsewhere.asked == []
+
+
 def test_a_place_for_an_upload_elsewhere_is_not_told_who_we_are(store: Store) -> None:
     with Double(auth="basic") as double, Double() as elsewhere:
         credentials.store(double.name, credentials.Credential(USER, PASSWORD))

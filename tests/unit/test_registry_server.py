@@ -234,6 +234,13 @@ def test_an_index_needs_its_manifests(client: httpx.Client) -> None:
     assert client.get(f"{NAME}/manifests/{digest}").status_code == 200
 
 
+def test_an_index_says_of_its_manifests_what_they_were_pushed_as(client: httpx.Client) -> None:
+    push(client, NAME, "1", b"layer")
+    raw = image(b"layer")[0].raw
+    for kind in (OCI_INDEX, DOCKER_MANIFEST, "application/x.other"):
+        assert code(put_manifest(client, NAME, "all", Index((Descriptor.of(kind, raw),)).raw, OCI_INDEX)) == (400, "MANIFEST_INVALID")
+
+
 @pytest.mark.parametrize(
     ("document", "media_type"),
     [
@@ -374,6 +381,9 @@ def test_repositories_may_be_called_as_files_of_a_layout_are(client: httpx.Clien
 def test_a_tag_that_is_none_is_refused(client: httpx.Client, tag: str) -> None:
     push_blob(client, NAME, image()[1])
     assert code(put_manifest(client, NAME, tag, image()[0].raw)) == (400, "MANIFEST_INVALID")
+    path = f"{NAME}/manifests/{tag}"
+    assert code(client.get(path)) == code(client.delete(path)) == (404, "MANIFEST_UNKNOWN")
+    assert client.head(path).status_code == 404
 
 
 def test_what_it_cannot_do_is_said_in_the_specifications_form(client: httpx.Client) -> None:

@@ -1,6 +1,7 @@
 """Who may do what in a registry of ours: users and anybody, public and private repositories, passwords and tokens."""
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import httpx
 import jwt
 import pytest
 from registries import PASSWORD, USER, code, files, htpasswd, image, push, push_blob, put_manifest, serving
+from waiting import soon
 
 from kernel_lab import UsageError
 from kernel_lab.images.descriptor import digest_of
@@ -139,6 +141,37 @@ def test_wrong_credentials_are_refused_even_where_none_are_needed(client: httpx.
         challenge(client.get(path, auth=auth))
     for header in ("Basic", "Basic ###", "Basic " + "4" * 8, "Bearer", "Bearer x.y.z", "Digest x", "", "Basic Og=="):
         assert challenge(client.get(path, headers={"Authorization": header}))["error"] == "invalid_token"
+    for odd in ("Basic é".encode(), "Bearer é".encode(), b"Basic \xe9", b"Bearer \xe9", b"Bearer a.\xe9.c", b"\xe9 x"):
+        assert challenge(client.get(path, headers={"Authorization": odd}))["error"] == "invalid_token"
+
+
+def test_who_sends_wrong_passwords_keeps_nobody_else_waiting(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_in = bearer(token(client, f"repository:{SECRET}:pull"))
+    answers: list[int] = []
+    checking, go_on = threading.Event(), threading.Event()
+
+    def slow(users: Users, name: str, password: str) -> bool:
+        checking.set()
+        return go_on.wait(60) and False
+
+    monkeypatch.setattr(Users, "right", slow)
+
+    def wrong() -> None:
+        answers.append(httpx.get(client.base_url, auth=("ada", "wrong"), timeout=60).status_code)
+
+    # More than there are threads for all that waits for the disk.
+    threads = [threading.Thread(target=wrong) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert checking.wait(20)
+        assert soon(lambda: client.get(f"{OPEN}/manifests/1").status_code == 200)
+        assert client.get(f"{SECRET}/manifests/1", headers=let_in).status_code == 200
+    finally:
+        go_on.set()
+        for thread in threads:
+            thread.join()
+    assert answers == [401] * 40
 
 
 def test_a_token_that_is_not_ours_or_no_longer_is_refused(registry: Registry, client: httpx.Client) -> None:
@@ -206,11 +239,22 @@ def test_users_may_be_given_as_names_and_passwords(tmp_path: Path) -> None:
 
 
 def test_the_realm_is_where_the_client_has_found_the_registry(registry: Registry, client: httpx.Client) -> None:
-    for host in ("registry.example", "registry.example:8443", "[::1]:5000"):
+    for host in ("registry.example", "registry.example:8443", "[::1]:5000", "my_registry:5000"):
         assert challenge(client.get("", headers={"Host": host}))["realm"] == f"http://{host}/token"
+        behind_tls = {"Host": host, "X-Forwarded-Proto": "https"}
+        assert challenge(client.get("", headers=behind_tls))["realm"] == f"https://{host}/token"
+        assert challenge(client.get("", headers=behind_tls | {"X-Forwarded-Proto": 'x",y="'}))["realm"] == f"http://{host}/token"
     for strange in ('x",realm="http://evil.example', "a/b", "a b"):
         answer = client.get("", headers={"Host": strange})
         assert answer.status_code == 400 or challenge(answer)["realm"] == f"{registry.url}/token"
+
+
+def test_where_the_client_does_not_say_a_host_the_realm_is_the_registrys_own_address(tmp_path: Path) -> None:
+    addresses = Path("/proc/net/if_inet6")
+    here = ["::1"] if addresses.exists() and "0" * 31 + "1" in addresses.read_text() else []
+    for address in ("127.0.0.1", *here):
+        with serving(tmp_path / address, users=htpasswd(tmp_path), address=address) as (registry, client):
+            assert challenge(client.get("", headers={"Host": "a/b"}))["realm"] == f"{registry.url}/token"
 
 
 @pytest.mark.parametrize(

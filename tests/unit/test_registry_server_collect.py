@@ -104,15 +104,6 @@ def test_manifests_without_a_tag_go_when_that_is_asked_for(registry: Registry, c
         assert client.get(f"{NAME}/manifests/{kept}").status_code == 200
 
 
-def test_a_damaged_manifest_stops_the_collection(registry: Registry, client: httpx.Client) -> None:
-    digest = push(client, NAME, "1", b"layer")
-    lost = push_blob(client, NAME, b"lost")
-    registry.repositories.find(NAME).layout.blob(digest).write_bytes(b"nonsense")  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match="damaged"):
-        registry.collect(grace=0)
-    assert client.get(f"{NAME}/blobs/{lost}").status_code == 200
-
-
 def test_pushes_go_on_meanwhile(registry: Registry) -> None:
     number = iter(range(100))
 
@@ -139,3 +130,33 @@ def test_pushes_go_on_meanwhile(registry: Registry) -> None:
                 manifest = client.get(f"kept{own}/manifests/{turn}").json()
                 for blob in (manifest["config"], *manifest["layers"]):
                     assert len(client.get(f"kept{own}/blobs/{blob['digest']}").content) == blob["size"]
+
+
+def test_what_a_manifest_calls_its_layers_matters_to_nobody(registry: Registry, client: httpx.Client) -> None:
+    blobs = [push_blob(client, NAME, content) for content in (b"x", image()[1])]
+    layers = [{"mediaType": kind, "digest": blobs[0], "size": 1} for kind in (OCI_MANIFEST, OCI_INDEX)]
+    assert put_manifest(client, NAME, "1", image()[0].json() | {"layers": layers}).status_code == 201
+    lost = push_blob(client, NAME, b"lost")
+    for untagged in (False, True):
+        assert registry.collect(grace=0, untagged=untagged).blobs == ((lost,) if not untagged else ())
+    assert [client.get(f"{NAME}/blobs/{blob}").status_code for blob in blobs] == [200, 200]
+
+
+@pytest.mark.parametrize("damage", ["missing", "nonsense"])
+@pytest.mark.parametrize("untagged", [False, True])
+def test_where_a_manifest_does_not_say_what_it_needs_all_is_kept_and_elsewhere_the_rest_goes(
+    registry: Registry, client: httpx.Client, damage: str, untagged: bool
+) -> None:
+    digest = push(client, "a", "1", b"layer")
+    kept, lost = push_blob(client, "a", b"kept"), push_blob(client, "b", b"lost")
+    manifest = registry.repositories.find("a").layout.blob(digest)  # type: ignore[union-attr]
+    if damage == "missing":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(b"nonsense")
+    with pytest.raises(UsageError, match=f"^a: {digest}: .*in the other repositories what nobody needs is gone") as said:
+        registry.collect(grace=0, untagged=untagged)
+    assert "\n" not in str(said.value)
+    for blob in (kept, digest_of(b"layer"), digest_of(image(b"layer")[1])):
+        assert client.get(f"a/blobs/{blob}").status_code == 200
+    assert client.get(f"b/blobs/{lost}").status_code == 404 and lost not in registry.repositories.pool.digests()

@@ -1,5 +1,6 @@
 """What may go wrong with a registry of ours: clients that go away, that are slow, or that lie; a disk that is full; what it is started with."""
 
+import asyncio
 import errno
 import os
 import socket
@@ -7,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from waiting import at_once, soon
 from kernel_lab import UsageError
 from kernel_lab.images.descriptor import digest_of
 from kernel_lab.images.store import LARGEST_DOCUMENT, Store
+from kernel_lab.registry.receiving import Receiver
 from kernel_lab.registry.server import Registry
 from kernel_lab.registry.uploads import Upload
 
@@ -300,3 +303,70 @@ def test_it_stops_though_clients_hold_on(tmp_path: Path) -> None:
         with pytest.raises(httpx.TransportError):
             client.get("")
         assert threading.active_count() <= threads
+
+
+def test_an_upload_whose_maker_was_killed_when_it_had_become_a_blob_is_none(registry: Registry, client: httpx.Client) -> None:
+    place = begun(client)
+    client.patch(place, content=b"abc")
+    repository = registry.repositories.find(NAME)
+    assert repository
+    upload = repository.uploads / place.path.rpartition("/")[2]
+    # As far as a process comes that is killed before the last step.
+    for layout in (registry.repositories.pool, repository.layout):
+        layout.link(upload, digest_of(b"abc"))
+    assert code(client.patch(place, content=b"d")) == (404, "BLOB_UPLOAD_UNKNOWN")
+    assert client.get(f"{NAME}/blobs/{digest_of(b'abc')}").content == b"abc"
+    assert not upload.exists() and client.get(place).status_code == 404
+
+
+def test_a_blob_that_was_cut_off_is_mended_when_it_is_pushed_again(registry: Registry, client: httpx.Client) -> None:
+    for name in ("a", "b"):
+        push(client, name, "1", b"layer")
+    before = files(registry.path)
+    manifest = image(b"layer")[0]
+    repository = registry.repositories.find("a")
+    assert repository
+    for digest in (digest_of(b"layer"), digest_of(manifest.raw)):
+        os.truncate(repository.layout.blob(digest), 2)
+    push(client, "a", "1", b"layer")
+    assert client.get("a/manifests/1").content == manifest.raw
+    assert client.get(f"a/blobs/{digest_of(b'layer')}").content == b"layer"
+    push(client, "b", "1", b"layer")
+    assert client.get(f"b/blobs/{digest_of(b'layer')}").content == b"layer"
+    assert files(registry.path) == before and Store(registry.path).verify() == {}
+
+
+def test_a_manifest_that_is_deleted_meanwhile_is_left_out_of_the_referrers(registry: Registry, client: httpx.Client) -> None:
+    digest = push(client, NAME, "1", b"layer")
+    about = {"subject": {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 1}}
+    for kind in ("stays", "goes"):
+        document = image(b"layer")[0].json() | about | {"artifactType": kind}
+        assert put_manifest(client, NAME, kind, document).status_code == 201
+    repository = registry.repositories.find(NAME)
+    assert repository
+    repository.layout.blob(client.head(f"{NAME}/manifests/goes").headers["Docker-Content-Digest"]).unlink()
+    answer = client.get(f"{NAME}/referrers/{digest}")
+    assert [entry["artifactType"] for entry in answer.json()["manifests"]] == ["stays"]
+
+
+class Counted(bytes):
+    """Counts how often somebody asks how long it is."""
+
+    asked = 0
+
+    def __len__(self) -> int:
+        Counted.asked += 1
+        return super().__len__()
+
+
+def test_a_manifest_in_many_small_pieces_costs_no_more_than_its_pieces() -> None:
+    pieces = iter([*(Counted(b"x") for _ in range(1000)), b""])
+
+    class Content:
+        async def readany(self) -> bytes:
+            return next(pieces)
+
+    request = SimpleNamespace(content_length=None, content=Content())
+    Counted.asked = 0
+    assert asyncio.run(Receiver().document(request)) == b"x" * 1000  # type: ignore[arg-type]
+    assert Counted.asked <= 5000
