@@ -197,10 +197,17 @@ def _container(root: Path | Root | None, name: str | None, settings: dict[str, A
     parts: list[Part] = [UTS(settings["hostname"] or name or "klab"), mount, IPC(), PID(init=settings["init"])]
     parts += network_parts(settings["network"], settings["ip"])
     parts += _group(limits.words(settings))
-    userns = settings["userns"] or ("self" if os.geteuid() else "host")
-    if userns != "host":
-        parts.append(User() if userns == "self" else User.subordinate())
+    parts += _users(settings["userns"], isinstance(root, Overlay) and root.image is not None and settings["user"] is not None)
     return Container(*parts, name=name)
+
+
+def _users(asked: str | None, several: bool) -> list[Part]:
+    """Whose ids. An ordinary user's container has his alone, and those that he was granted where an image's command is to be one of `several` users."""
+    if asked == "host" or (asked is None and os.geteuid() == 0):
+        return []
+    if asked is None and several:
+        return [User.granted()]
+    return [User.subordinate() if asked == "subordinate" else User()]
 
 
 def _root(path: Path, settings: dict[str, Any]) -> Path | Root | None:

@@ -24,7 +24,6 @@ from kernel_lab.images.image import Image, Layer, images
 from kernel_lab.images.reference import familiar
 from kernel_lab.images.root import ImageRoot
 from kernel_lab.images.store import Store
-from kernel_lab.kernel.errors import UsageError
 from kernel_lab.namespaces.mnt import Mount
 from kernel_lab.namespaces.net import Net
 from kernel_lab.namespaces.pid import PID
@@ -116,16 +115,7 @@ def run(image: Image, *words: str) -> Result:
     """
     runs = execution(image, words)
     parts = (UTS("box"), PID(), Mount(ImageRoot(image), directories=[runs.cwd] if runs.cwd else ()), Net())
-    return Container(*parts, *_granted()).run(*runs.argv, env=runs.env, cwd=runs.cwd, user=runs.user)
-
-
-def _granted() -> tuple[User, ...]:
-    if os.geteuid() == 0:
-        return ()
-    try:
-        return (User.subordinate(),)
-    except UsageError:
-        return (User(),)
+    return Container(*parts, *((User.granted(),) if os.geteuid() else ())).run(*runs.argv, env=runs.env, cwd=runs.cwd, user=runs.user)
 
 
 def traces(image: Image, text: str) -> list[str]:

@@ -18,11 +18,9 @@ from kernel_lab.images.image import Image
 from kernel_lab.images.inside import packed
 from kernel_lab.images.root import ImageRoot
 from kernel_lab.images.store import Addition
-from kernel_lab.kernel.errors import UsageError
 from kernel_lab.namespaces.ipc import IPC
 from kernel_lab.namespaces.mnt import Mount
 from kernel_lab.namespaces.net import Net
-from kernel_lab.namespaces.part import Part
 from kernel_lab.namespaces.pid import PID
 from kernel_lab.namespaces.user import User
 from kernel_lab.namespaces.uts import UTS
@@ -53,7 +51,7 @@ def run(task: Task, image: Image, adding: Addition, identifier: str, write: Call
     """
     root = ImageRoot(image)
     mount = Mount(root, binds=task.mounts.binds, tmpfs=task.mounts.tmpfs, directories=[task.cwd] if task.cwd != "/" else ())
-    container = Container(UTS(HOSTNAME), mount, IPC(), PID(), *_users(), *filter(None, (task.network, task.group)))
+    container = Container(UTS(HOSTNAME), mount, IPC(), PID(), *([User.granted()] if os.geteuid() else []), *filter(None, (task.network, task.group)))
     # One word is a program here, and no line to be split.
     argv = task.argv if len(task.argv) > 1 else (shlex.quote(task.argv[0]),)
     command = container.command(argv, task.env, task.cwd, task.user)
@@ -64,16 +62,6 @@ def run(task: Task, image: Image, adding: Addition, identifier: str, write: Call
         assert isinstance(made, Writable)
         task.mounts.take_away(made)
         return put_layer(adding, packed(Path(made.upper))) if _has_changes(made) else None
-
-
-def _users() -> list[Part]:
-    """An ordinary user's container has all ids that he was granted: packages have files of several users."""
-    if os.geteuid() == 0:
-        return []
-    try:
-        return [User.subordinate()]
-    except UsageError:
-        return [User()]
 
 
 def _code(container: Container, command: Command, identifier: str, write: Callable[[str], object]) -> int:
