@@ -202,7 +202,7 @@ def _container(root: Path | Root | None, name: str | None, settings: dict[str, A
 
 
 def _users(asked: str | None, several: bool) -> list[Part]:
-    """Whose ids. An ordinary user's container has his alone, and those that he was granted where an image's command is to be one of `several` users."""
+    """Whose ids. An ordinary user's container has his alone; where an image's command is one of `several` users', those that he was granted, too."""
     if asked == "host" or (asked is None and os.geteuid() == 0):
         return []
     if asked is None and several:
