@@ -182,7 +182,7 @@ def test_a_container_is_asked_to_end_as_its_image_says(klab: Shell, web: str, as
 
 
 @pytest.mark.slow
-@pytest.mark.needs("newuidmap")
+@pytest.mark.needs("root")
 def test_exec_of_another_user_has_that_ones_home(klab: Shell) -> None:
     klab("run", "-d", "--name", "web", "-u", "nobody", "busybox", "sleep", "1d")
     assert klab("exec", "web", "sh", "-c", "echo $HOME").strip() == "/"
