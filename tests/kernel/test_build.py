@@ -326,7 +326,6 @@ def test_builds_at_once_and_somebody_who_prunes(kitchen: Kitchen) -> None:
     def make(name: str) -> None:
         try:
             for number in range(3):
-                (kitchen.context / "a").write_text("a")
                 made = build(kitchen.context, kitchen.store, [f"{name}:{number}"], dockerfile=Dockerfile.parse(text), output=lambda text: None)
                 assert contents(made.image)["d"] == "aa"
         except BaseException as error:
