@@ -206,7 +206,6 @@ class Container:
             created=time.time(),
             log=log,
             parts=tuple(map(repr, self.parts)),
-            root=":".join(self.plan.roots) or None,
             namespaces=tuple(first.table.kinds),
             **self._root_recorded(first),
         )

@@ -37,7 +37,6 @@ class Record:
     created: float
     log: str | None = None
     parts: tuple[str, ...] = ()
-    root: str | None = None
     namespaces: tuple[str, ...] = ()
     code: int | None = None
     image: str | None = None

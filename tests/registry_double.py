@@ -8,14 +8,30 @@ import re
 import ssl
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 
+import pytest
 from aiohttp import web
 
+from kernel_lab.images import platforms
 from kernel_lab.images.descriptor import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Config, Descriptor, Index, Manifest, Platform, digest_of
+from kernel_lab.registry import endpoints, transport
 
 Fault = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 USER, PASSWORD = "olga", "pass:word €"
+
+
+def nobodys_settings(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Nobody's own settings, a machine that is known, and no long waits."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REGISTRY_AUTH_FILE", *endpoints.VARIABLES.values()):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder / "docker"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+    monkeypatch.setenv("KERNEL_LAB_DATA", str(folder / "data"))
+    monkeypatch.setattr(transport, "BACKOFF", 0.001)
+    monkeypatch.setattr(platforms, "here", lambda: Platform("amd64", "linux"))
 
 
 class Double:

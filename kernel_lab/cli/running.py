@@ -120,7 +120,7 @@ def exec(container: str, words: tuple[str, ...], interactive: bool, tty: bool, *
         record = target.record
         own = {"user": settings["user"] or record.user, "workdir": settings["workdir"] or record.cwd}
         given = settings | own | {"env": (*record.env, *settings["env"])}
-        command = _settled((f"/proc/{target.pid}/root",) if record.root else (), words, tty, given)
+        command = _settled((f"/proc/{target.pid}/root",) if record.layers else (), words, tty, given)
 
         def start(streams: Streams) -> Process:
             return Joined(target, command, streams)

@@ -11,19 +11,11 @@ from typing import NamedTuple
 
 from kernel_lab.images import archive
 from kernel_lab.images.archive import Entry, encode
-from kernel_lab.images.pack import CHUNK
+from kernel_lab.images.pack import CHUNK, KINDS
 from kernel_lab.images.tree import Parts, Place, Tree
 from kernel_lab.kernel.errors import UsageError
 from kernel_lab.unionfs.whiteouts import AUFS_WHITEOUT
 
-KINDS = {
-    stat.S_IFREG: archive.FILE,
-    stat.S_IFLNK: archive.SYMLINK,
-    stat.S_IFDIR: archive.DIRECTORY,
-    stat.S_IFCHR: archive.CHARACTER,
-    stat.S_IFBLK: archive.BLOCK_DEVICE,
-    stat.S_IFIFO: archive.FIFO,
-}
 _MODES = {kind: mode for mode, kind in KINDS.items()}
 
 

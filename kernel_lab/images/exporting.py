@@ -9,7 +9,7 @@ from kernel_lab import state
 from kernel_lab.images import owners
 from kernel_lab.images.image import Image, Layer
 from kernel_lab.images.pack import pack
-from kernel_lab.images.snapshots import FLOOR, MOST_FILES, RATIO, Snapshots, beside
+from kernel_lab.images.snapshots import FLOOR, MOST_FILES, RATIO, beside
 from kernel_lab.images.store import CHUNK
 from kernel_lab.images.unpack import Rules, unpack_root
 from kernel_lab.kernel.errors import KernelError, UsageError
@@ -17,12 +17,12 @@ from kernel_lab.kernel.errors import KernelError, UsageError
 Told = Callable[[str], None]
 
 
-def export_image(image: Image, *, skipped: Told | None = None, snapshots_: Snapshots | None = None) -> Iterator[bytes]:
+def export_image(image: Image, *, skipped: Told | None = None) -> Iterator[bytes]:
     """The files of an image, in chunks; of an ordinary user's all are root's, as in his containers.
 
     skipped: is told in words what he cannot have: device nodes. Raises UsageError for a layer that is damaged or too large; KernelError as `pack`.
     """
-    tree = (snapshots_ or beside(image.store)).path / f"export.{state.Creator.this().stamp}.{os.urandom(4).hex()}"
+    tree = beside(image.store).path / f"export.{state.Creator.this().stamp}.{os.urandom(4).hex()}"
     try:
         _unpack(image, tree, skipped)
         yield from pack(tree, None, owner=owners.in_archive(), skipped=skipped)

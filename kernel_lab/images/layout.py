@@ -185,7 +185,6 @@ class Layout:
             path.unlink(missing_ok=True)
 
 
-
 def _check_version(path: Path) -> None:
     with suppress(ValueError, TypeError, KeyError):
         if json.loads(path.read_bytes())["imageLayoutVersion"] == VERSION:

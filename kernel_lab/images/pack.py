@@ -25,7 +25,7 @@ from kernel_lab.unionfs.whiteouts import AUFS, AUFS_OPAQUE, AUFS_WHITEOUT, Listi
 CHUNK = 1 << 18
 NO_LINKS = RESOLVE.BENEATH | RESOLVE.NO_SYMLINKS | RESOLVE.NO_XDEV
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of a name that was there a moment ago, or was no link
-_KINDS = {
+KINDS = {
     stat.S_IFREG: archive.FILE,
     stat.S_IFLNK: archive.SYMLINK,
     stat.S_IFDIR: archive.DIRECTORY,
@@ -197,7 +197,7 @@ class _Packing:
         uid, gid = self._owner(status.st_uid, status.st_gid)
         return Entry(
             path,
-            _KINDS[stat.S_IFMT(status.st_mode)],
+            KINDS[stat.S_IFMT(status.st_mode)],
             mode=stat.S_IMODE(status.st_mode),
             uid=uid,
             gid=gid,

@@ -236,20 +236,20 @@ def snapshots(tmp_path: Path) -> Snapshots:
 
 def test_an_image_is_exported_as_its_containers_see_it(store: Store, snapshots: Snapshots) -> None:
     image = added(store, BUSYBOX, *LAYERS)
-    found = entries(export_image(image, snapshots_=snapshots))
+    found = entries(export_image(image))
     assert {name: found[name].isdir() for name in found} == {".": True, "bin": True, "c": False, "etc": True, "etc/b": False}
-    assert content(export_image(image, snapshots_=snapshots), "c") == b"two"
+    assert content(export_image(image), "c") == b"two"
     assert os.listdir(snapshots.path) == []
 
 
 def test_what_is_exported_and_imported_is_exported_again(store: Store, snapshots: Snapshots) -> None:
-    first = b"".join(export_image(added(store, BUSYBOX, *LAYERS), snapshots_=snapshots))
+    first = b"".join(export_image(added(store, BUSYBOX, *LAYERS)))
     again = import_(store, [first], "again")
-    assert b"".join(export_image(again, snapshots_=snapshots)) == first
+    assert b"".join(export_image(again)) == first
 
 
 def test_half_an_export_leaves_nothing(store: Store, snapshots: Snapshots) -> None:
-    chunks = export_image(added(store, BUSYBOX, *LAYERS), snapshots_=snapshots)
+    chunks = export_image(added(store, BUSYBOX, *LAYERS))
     next(chunks)
     assert len(os.listdir(snapshots.path)) == 1
     chunks.close()  # type: ignore[attr-defined]
@@ -261,7 +261,7 @@ def test_a_damaged_layer_is_not_exported(store: Store, snapshots: Snapshots) -> 
     blob = store.path / "blobs" / image.layers[1].blob.digest.replace(":", "/")
     blob.write_bytes(gzip.compress(LAYERS[0]))
     with pytest.raises(UsageError, match="this layer has the DiffID"):
-        next(export_image(image, snapshots_=snapshots))
+        next(export_image(image))
     assert os.listdir(snapshots.path) == []
 
 

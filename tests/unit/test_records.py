@@ -57,7 +57,7 @@ def record(name: str, first: Creator, identifier: str | None = None, **fields: o
 
 
 def test_what_is_saved_is_found_again(processes: Callable[[], Creator]) -> None:
-    saved = record("one", processes(), parts=("UTS('box')",), namespaces=("uts",), root="/", log="/some/log")
+    saved = record("one", processes(), parts=("UTS('box')",), namespaces=("uts",), layers=("/",), log="/some/log")
     records.save(saved)
     assert records.all() == [saved]
     assert records.find("one") == records.find(saved.id) == records.find(saved.id[:3]) == saved

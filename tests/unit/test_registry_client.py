@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import trustme
 from aiohttp import web
-from registry_double import PASSWORD, USER, Double, part_of, problem
+from registry_double import PASSWORD, USER, Double, nobodys_settings, part_of, problem
 from waiting import soon
 
 from kernel_lab import UsageError
@@ -50,15 +50,7 @@ SILENT = Progress()
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody's own settings, a machine that is known, and no long waits."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REGISTRY_AUTH_FILE", *endpoints.VARIABLES.values()):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(transport, "BACKOFF", 0.001)
-    monkeypatch.setattr(platforms, "here", lambda: Platform("amd64", "linux"))
+    nobodys_settings(monkeypatch, tmp_path)
 
 
 @pytest.fixture

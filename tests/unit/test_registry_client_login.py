@@ -13,13 +13,13 @@ import httpx
 import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
-from registry_double import PASSWORD, USER, Double, problem
+from registry_double import PASSWORD, USER, Double, nobodys_settings, problem
 
 from kernel_lab import UsageError
 from kernel_lab.cli import remote
 from kernel_lab.images.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Config, Manifest, digest_of
 from kernel_lab.images.store import Store, local
-from kernel_lab.registry import authentication, credentials, endpoints, transport
+from kernel_lab.registry import authentication, credentials, endpoints
 from kernel_lab.registry.authentication import Challenge, challenges
 from kernel_lab.registry.client import Client
 from kernel_lab.registry.credentials import Credential
@@ -41,13 +41,7 @@ esac
 
 @pytest.fixture(autouse=True)
 def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REGISTRY_AUTH_FILE", *endpoints.VARIABLES.values()):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(transport, "BACKOFF", 0.001)
+    nobodys_settings(monkeypatch, tmp_path)
     return tmp_path / "docker/config.json"
 
 

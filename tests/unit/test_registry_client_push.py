@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from registry_double import PASSWORD, USER, Double, problem
+from registry_double import PASSWORD, USER, Double, nobodys_settings, problem
 
 from kernel_lab import UsageError
-from kernel_lab.images import platforms
 from kernel_lab.images.descriptor import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Config, Descriptor, Index, Manifest, Platform, digest_of
 from kernel_lab.images.store import Store
-from kernel_lab.registry import client, credentials, endpoints, transport
+from kernel_lab.registry import client, credentials
 from kernel_lab.registry.progress import Lines, Progress
 from kernel_lab.registry.pull import pull
 from kernel_lab.registry.push import Pushed, push, push_all
@@ -25,14 +24,7 @@ LARGE = random.Random(1).randbytes(1_000_000)
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REGISTRY_AUTH_FILE", *endpoints.VARIABLES.values()):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("KERNEL_LAB_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(transport, "BACKOFF", 0.001)
-    monkeypatch.setattr(platforms, "here", lambda: Platform("amd64", "linux"))
+    nobodys_settings(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -17,22 +16,6 @@ from kernel_lab.registry.server import Registry
 
 MISSING = digest_of(b"missing")
 NAME = "lab/app"
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Registry, httpx.Client]]:
-    with serving(tmp_path / "registry") as pair:
-        yield pair
-
-
-@pytest.fixture
-def registry(served: tuple[Registry, httpx.Client]) -> Registry:
-    return served[0]
-
-
-@pytest.fixture
-def client(served: tuple[Registry, httpx.Client]) -> httpx.Client:
-    return served[1]
 
 
 def test_it_says_which_protocol_it_speaks(client: httpx.Client) -> None:

@@ -2,12 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-from registries import files, image, push, push_blob, put_manifest, serving
+from registries import files, image, push, push_blob, put_manifest
 from waiting import at_once
 
 from kernel_lab import UsageError
@@ -15,22 +13,6 @@ from kernel_lab.images.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, In
 from kernel_lab.registry.server import Registry
 
 NAME = "lab/app"
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Registry, httpx.Client]]:
-    with serving(tmp_path / "registry") as pair:
-        yield pair
-
-
-@pytest.fixture
-def registry(served: tuple[Registry, httpx.Client]) -> Registry:
-    return served[0]
-
-
-@pytest.fixture
-def client(served: tuple[Registry, httpx.Client]) -> httpx.Client:
-    return served[1]
 
 
 def test_what_no_manifest_needs_goes(registry: Registry, client: httpx.Client) -> None:

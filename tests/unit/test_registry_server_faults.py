@@ -6,7 +6,6 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,22 +23,6 @@ from kernel_lab.registry.server import Registry
 from kernel_lab.registry.uploads import Upload
 
 NAME = "lab/app"
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Registry, httpx.Client]]:
-    with serving(tmp_path / "registry") as pair:
-        yield pair
-
-
-@pytest.fixture
-def registry(served: tuple[Registry, httpx.Client]) -> Registry:
-    return served[0]
-
-
-@pytest.fixture
-def client(served: tuple[Registry, httpx.Client]) -> httpx.Client:
-    return served[1]
 
 
 def begun(client: httpx.Client) -> httpx.URL:
