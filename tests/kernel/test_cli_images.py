@@ -241,6 +241,17 @@ def test_a_tree_is_exported_and_imported(klab: Shell, web: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_an_export_of_a_container_that_ends_meanwhile_fails(klab: Shell, web: str) -> None:
+    with subprocess.Popen([*KLAB, "export", web], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=klab.env) as exporting:
+        assert exporting.stdout and exporting.stderr
+        exporting.stdout.read(1)  # it has begun, and waits: a pipe holds less than the archive
+        klab("rm", "-f", web)
+        exporting.stdout.read()
+        said = exporting.stderr.read().decode()
+    assert exporting.returncode == 125 and ("ended meanwhile" in said or "pack" in said), said
+
+
+@pytest.mark.slow
 def test_a_hostile_archive_changes_nothing(klab: Shell, tmp_path: Path) -> None:
     evil = io.BytesIO()
     with tarfile.open(fileobj=evil, mode="w") as tar:

@@ -118,6 +118,16 @@ def test_sockets_are_left_out(busybox: Image, tmp_path: Path) -> None:
     assert sorted(entry.name for entry in archive(commit(upper, busybox))) == [".", "x"]
 
 
+def test_what_may_not_have_been_read_whole_is_no_image(store: Store, busybox: Image, tmp_path: Path) -> None:
+    def ended() -> None:
+        raise UsageError("it has ended")
+
+    before = sorted(path.name for path in store.path.rglob("*") if path.is_file())
+    with pytest.raises(UsageError, match="it has ended"):
+        commit(written(busybox, tmp_path / "upper", "echo new > /new"), busybox, "half", check=ended)
+    assert sorted(path.name for path in store.path.rglob("*") if path.is_file()) == before and not store.named("half")
+
+
 def test_it_is_committed_while_it_runs(busybox: Image, tmp_path: Path) -> None:
     box = Container(*users(), PID(), Mount(ImageRoot(busybox)))
     with box.start("sh", "-c", "echo running > /file; exec sleep 1000"):
